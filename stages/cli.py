@@ -1,0 +1,56 @@
+"""What every stage's command line shares: errors as one line, files that appear whole or not at all, progress."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class InputError(Exception):
+    """Something the user can mend. The message is one line: the file or key, what is wrong with it, the remedy."""
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call `main(arguments)` and turn what a user can mend into one line on stderr and exit status 1."""
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        where = error.filename2 or error.filename or "an output"
+        sys.exit(f"error: {where}: {error.strerror}; nothing half-written was kept: make room or grant access, then run again")
+
+
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any error.
+
+    A rename replaces DVC's read-only hard links instead of writing through them into the cache. The temporary
+    name starts with a dot and ends in `.tmp`, which .dvcignore and the next run's clean-up know.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # write() does not name its file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def progress(iterable=None, **options) -> tqdm:
+    """A tqdm bar: live on a terminal, one line every ten seconds in a log file (Snakemake's, a cluster's)."""
+    live = sys.stderr.isatty()
+    return tqdm(iterable, mininterval=0.1 if live else 10, ascii=not live, dynamic_ncols=live, **options)
