@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any error.
+    """Yield a temporary name beside `path`, for a file or a folder; rename it on success, remove it on any error.
 
     A rename replaces DVC's read-only hard links instead of writing through them into the cache. The temporary
     name starts with a dot and ends in `.tmp`, which .dvcignore and the next run's clean-up know.
@@ -41,12 +42,16 @@ def whole(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # write() does not name its file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
 
 

@@ -1,0 +1,43 @@
+"""Boxes and windows: [x, y, width, height] in px, origin top left, half-open (a box covers x <= column < x + width)."""
+
+import numpy as np
+
+
+def tight_boxes(mask: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes int32 (count, 4) and areas int32 (count,) of the instances 1..count of a uint8 (H, W) instance mask.
+
+    An instance without pixels has an empty box and area 0.
+    """
+    boxes, areas = np.zeros((count, 4), np.int32), np.zeros(count, np.int32)
+    for k in range(1, count + 1):
+        inside = mask == k
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        if len(rows):
+            boxes[k - 1] = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
+            areas[k - 1] = inside.sum()
+    return boxes, areas
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of every box of a (N, 4) with every box of b (M, 4) -> float32 (N, M)."""
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    low = np.maximum(a[:, None, :2], b[None, :, :2])  # (N, M, 2)
+    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
+    inner = np.clip(high - low, 0, None).prod(-1)
+    outer = a[:, None, 2:].prod(-1) + b[None, :, 2:].prod(-1) - inner
+    return np.divide(inner, outer, out=np.zeros_like(inner), where=outer > 0)
+
+
+def windows(boxes: np.ndarray, context: float, square: bool) -> np.ndarray:
+    """Boxes (N, 4) enlarged about their centres by the factor `context` -> windows int32 (N, 4).
+
+    A square window takes the longer side, as the four windows that the release prints are square. It may begin
+    before the image and end beyond it: cropping pads, it never clips.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    sides = boxes[:, 2:] * context
+    if square:
+        sides = np.repeat(sides.max(1, keepdims=True), 2, 1)
+    sides = np.maximum(np.rint(sides), 1)
+    corner = np.rint(boxes[:, :2] + boxes[:, 2:] / 2 - sides / 2)
+    return np.concatenate([corner, sides], 1).astype(np.int32)
