@@ -1,6 +1,7 @@
 """Boxes and windows: [x, y, width, height] in px, origin top left, half-open (a box covers x <= column < x + width)."""
 
 import numpy as np
+import pyarrow as pa
 
 
 def tight_boxes(mask: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,3 +42,11 @@ def windows(boxes: np.ndarray, context: float, square: bool) -> np.ndarray:
     sides = np.maximum(np.rint(sides), 1)
     corner = np.rint(boxes[:, :2] + boxes[:, 2:] / 2 - sides / 2)
     return np.concatenate([corner, sides], 1).astype(np.int32)
+
+
+def by_image(proposals: pa.Table) -> dict[str, np.ndarray]:
+    """Rows of a proposals table -> boxes float32 (N, 4) of each image, best first. An image's rows are neighbours."""
+    ids = proposals["image_id"].combine_chunks().dictionary_encode()
+    boxes = np.stack([proposals[name].to_numpy() for name in ("x", "y", "width", "height")], 1)
+    ends = np.searchsorted(ids.indices.to_numpy(), np.arange(len(ids.dictionary) + 1))
+    return {name: boxes[ends[k] : ends[k + 1]] for k, name in enumerate(ids.dictionary.to_pylist())}

@@ -27,7 +27,9 @@ def run(main: Callable[[list[str]], None]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         where = error.filename2 or error.filename or "an output"
-        sys.exit(f"error: {where}: {error.strerror}; nothing half-written was kept: make room or grant access, then run again")
+        sys.exit(
+            f"error: {where}: {error.strerror}; nothing half-written is left: make room or grant access, run again"
+        )
 
 
 @contextlib.contextmanager

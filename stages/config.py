@@ -76,7 +76,9 @@ def read(path: str | Path = "params.yaml") -> dict:
     for key in values:
         if key not in known:
             sections = ", ".join(sorted(known))
-            raise InputError(f"{path}: {key}: unknown section; a section is named after a module in stages/: {sections}")
+            raise InputError(
+                f"{path}: {key}: unknown section; a section is named after a module in stages/: {sections}"
+            )
     return values
 
 
@@ -147,7 +149,11 @@ def _fits(kind, value) -> bool:
         return isinstance(value, list)
     if kind is float:
         # YAML 1.1 (PyYAML) reads 1e-4 as text, YAML 1.2 (DVC's reader) as a number: take both.
-        numeric = isinstance(value, (int, float)) or isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+        numeric = (
+            isinstance(value, (int, float))
+            or isinstance(value, str)
+            and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+        )
         return bool(numeric) and not isinstance(value, bool) and math.isfinite(float(value))
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)

@@ -63,7 +63,9 @@ class Params:
 
     def __post_init__(self):
         if not 2 <= len(self.classes) <= VOID or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes: {len(self.classes)} names are not allowed; allowed: 2 to {VOID} different names")
+            raise ValueError(
+                f"classes: {len(self.classes)} names are not allowed; allowed: 2 to {VOID} different names"
+            )
         if unknown := set(self.counts) - set(COUNTS):
             raise ValueError(f"counts: {', '.join(sorted(unknown))}: unknown key; allowed: {', '.join(COUNTS)}")
 
@@ -112,7 +114,9 @@ class Archive:
             for member in tar:
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts:
-                    raise InputError(f"{self.path}: holds the name {member.name!r}, as no VOC or SBD archive does; {AGAIN}")
+                    raise InputError(
+                        f"{self.path}: holds the name {member.name!r}, as no VOC or SBD archive does; {AGAIN}"
+                    )
                 end = member.offset_data + member.size
                 if member.isfile():
                     self.members[name.parent.name, name.name] = member.offset_data, member.size
@@ -202,10 +206,14 @@ def instances(class_mask: np.ndarray, instance_mask: np.ndarray, classes: int, c
     outside 0..classes-1, 255, and for an instance most of whose pixels are background, of several classes or of
     another class than its category. A few stray pixels are allowed: VOC's own masks have them.
     """
-    joint = np.bincount((instance_mask.astype(np.uint16) << 8 | class_mask).ravel(), minlength=1 << 16).reshape(256, 256)
+    joint = np.bincount((instance_mask.astype(np.uint16) << 8 | class_mask).ravel(), minlength=1 << 16).reshape(
+        256, 256
+    )
     found = np.flatnonzero(joint.sum(0))
     if len(wrong := found[(found >= classes) & (found != VOID)]):
-        raise ValueError(f"class id {wrong[0]} in the class mask; allowed: 0 to {classes - 1} (dataset.classes) and {VOID}")
+        raise ValueError(
+            f"class id {wrong[0]} in the class mask; allowed: 0 to {classes - 1} (dataset.classes) and {VOID}"
+        )
     numbers = np.flatnonzero(joint[1:VOID].sum(1)) + 1
     count = int(numbers.max(initial=0)) if categories is None else len(categories)
     if numbers.max(initial=0) > count:
@@ -216,7 +224,9 @@ def instances(class_mask: np.ndarray, instance_mask: np.ndarray, classes: int, c
         best = int(inside.argmax())
         if best == 0 or 2 * inside[best] <= inside.sum() or categories is not None and kinds[number - 1] != best:
             said = f", its category is {kinds[number - 1]}" if categories is not None else ""
-            raise ValueError(f"instance {number} contradicts the class mask: most of its {inside.sum()} px are class {best}{said}")
+            raise ValueError(
+                f"instance {number} contradicts the class mask: most of its {inside.sum()} px are class {best}{said}"
+            )
         kinds[number - 1] = best
     return kinds, *tight_boxes(instance_mask, count)
 
@@ -225,7 +235,10 @@ def _sbd_masks(archive: Archive, image_id: str, why: str) -> tuple[list[np.ndarr
     """SBD's class mask, instance mask (uint8 H x W) and categories (n,) of an image."""
     name = f"{image_id}.mat"
     read = []
-    for folder, struct, fields in (("cls", "GTcls", ["Segmentation"]), ("inst", "GTinst", ["Segmentation", "Categories"])):
+    for folder, struct, fields in (
+        ("cls", "GTcls", ["Segmentation"]),
+        ("inst", "GTinst", ["Segmentation", "Categories"]),
+    ):
         data = archive.read(folder, name, why)
         try:
             record = scipy.io.loadmat(io.BytesIO(data), variable_names=[struct])[struct][0, 0]
@@ -236,7 +249,9 @@ def _sbd_masks(archive: Archive, image_id: str, why: str) -> tuple[list[np.ndarr
             needed = " and ".join(f"{struct}.{field}" for field in fields)
             raise InputError(f"{archive.path}: {folder}/{name} does not hold {needed} ({error!r}); {AGAIN}") from None
         if values[0].ndim != 2 or values[0].max(initial=0) > VOID:
-            raise InputError(f"{archive.path}: {folder}/{name}: {struct}.Segmentation is no mask of 0 to {VOID}; {AGAIN}")
+            raise InputError(
+                f"{archive.path}: {folder}/{name}: {struct}.Segmentation is no mask of 0 to {VOID}; {AGAIN}"
+            )
         read += [values[0].astype(np.uint8), *values[1:]]
     return read[:2], read[2].ravel()
 
@@ -264,16 +279,26 @@ def main(arguments: list[str]) -> None:
     if not voc:
         raise InputError(f"{options.voc}: empty; give fetch.voc_trainval an address in params.yaml")
     sources = find(voc, opened(options.sbd), opened(options.test))
-    sizes = {pair: sum((source.split, source.source) == pair for source in sources) for pair in COUNTS["trainval_aug"] + COUNTS["test"]}
+    sizes = {
+        pair: sum((source.split, source.source) == pair for source in sources)
+        for pair in COUNTS["trainval_aug"] + COUNTS["test"]
+    }
     for name, expected in params.counts.items():
         if (got := sum(sizes[pair] for pair in COUNTS[name])) != expected:
             raise InputError(
-                f"{options.voc}, {options.sbd}: {name} has {got} images, dataset.counts.{name} in params.yaml says {expected}; "
-                "correct the number or the archives"
+                f"{options.voc}, {options.sbd}: {name} has {got} images, but dataset.counts.{name} in params.yaml is "
+                f"{expected}; correct the number or the archives"
             )
     read = functools.partial(read_row, classes=len(params.classes))
-    print("dataset:", ", ".join(f"{count} {split} images of {source}" for (split, source), count in sizes.items() if count))
-    with whole(options.out) as out, ThreadPoolExecutor(os.cpu_count()) as pool, progress(total=len(sources), unit="image") as bar:
+    print(
+        "dataset:",
+        ", ".join(f"{count} {split} images of {source}" for (split, source), count in sizes.items() if count),
+    )
+    with (
+        whole(options.out) as out,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress(total=len(sources), unit="image") as bar,
+    ):
         out.mkdir()
         for split in ("train", "val", "test"):
             members = [source for source in sources if source.split == split]

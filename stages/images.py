@@ -48,7 +48,7 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def voc_palette() -> np.ndarray:
-    """VOC's colour map, uint8 (256, 3): class number's bits 0, 1, 2 go to R, G, B from the highest bit down (VOCdevkit)."""
+    """VOC's colour map, uint8 (256, 3): a number's bits 0, 1, 2 are R, G, B's highest, and so on down (VOCdevkit)."""
     number = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
     for level in range(8):

@@ -1,4 +1,4 @@
-"""Tables as parquet files whose bytes depend on their content alone, and the fingerprints that say whether one is current.
+"""Tables as parquet files whose bytes depend on their rows alone, and fingerprints that say whether one is current.
 
 A table's footer carries two strings. `content` is the hash of its rows. `fingerprint` is the hash of what it was
 made from: the contents of its inputs, the parameters and the code. DVC, Snakemake and file times know nothing of
@@ -38,7 +38,9 @@ def read(path: str | Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not a readable parquet file ({_line(error)}); run `dvc repro` or `dvc pull` again") from None
+        raise InputError(
+            f"{path}: not a readable parquet file ({_line(error)}); run `dvc repro` or `dvc pull` again"
+        ) from None
 
 
 def footer(path: str | Path) -> dict[str, str]:
@@ -87,7 +89,10 @@ def closure(module: str | Path) -> list[Path]:
 def _meaning(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:]
     return ast.dump(tree)
 
