@@ -3,27 +3,56 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)
-# DVC asks for updates and reports usage unless told not to.
-export DVC_NO_ANALYTICS := 1
 
 VENV := .venv/installed
 UV := $(or $(shell command -v uv),.uv/bin/uv)
+BOOTSTRAP := $(filter .uv/bin/uv,$(UV))
+SNAKEFILES := workflow/Snakefile workflow/rules
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+
+.PHONY: demo
+demo: $(VENV)  ## the whole pipeline on the embedded default, in minutes
+	cd demo && dvc repro
+	@cd demo && dvc metrics show
+
+.PHONY: repro
+repro: $(VENV)  ## the whole pipeline on PASCAL VOC 2012 and SBD: the paper
+	dvc repro
+
+.PHONY: test
+test: $(VENV)  ## the tests
+	pytest
+
+.PHONY: lint
+lint: $(VENV)  ## style of Python and Snakemake files
+	ruff check .
+	ruff format --check .
+	snakefmt --check --diff $(SNAKEFILES)
+
+.PHONY: format
+format: $(VENV)  ## mend the style
+	ruff check --fix .
+	ruff format .
+	snakefmt $(SNAKEFILES)
+
+.PHONY: bench
+bench: $(VENV)  ## speed against plain equivalents, as ratios of one run
+	python -m benchmarks
+
+.PHONY: lock
+lock: $(BOOTSTRAP)  ## pin in requirements.txt what pyproject.toml asks for
+	$(UV) pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url \
+	    --no-emit-find-links --custom-compile-command 'make lock' --quiet --output-file requirements.txt
 
 .uv/bin/uv:
 	python3 -m venv .uv
 	.uv/bin/pip install --quiet uv==0.13.8
 
 # sync: what requirements.txt no longer names goes, so that the environment is that file and nothing else.
-$(VENV): requirements.txt | $(filter .uv/bin/uv,$(UV))
+$(VENV): requirements.txt | $(BOOTSTRAP)
 	$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' .venv
-	$(UV) pip sync --python .venv/bin/python --require-hashes requirements.txt
+	$(UV) pip sync --quiet --python .venv/bin/python --require-hashes requirements.txt
 	touch $@
-
-.PHONY: help
-help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
-
-.PHONY: lock
-lock: | $(filter .uv/bin/uv,$(UV))  ## pin what pyproject.toml asks for in requirements.txt
-	$(UV) pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url \
-	    --no-emit-find-links --custom-compile-command 'make lock' --quiet --output-file requirements.txt

@@ -128,7 +128,7 @@ def _convert_fields(cls, value, path, key):
     for name, field in fields.items():
         if name in value:
             converted[name] = _convert(hints[name], value[name], path, f"{key}.{name}")
-        elif field.default is dataclasses.MISSING:
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InputError(f"{path}: {key}.{name}: missing; needed: {_describe(hints[name])}")
     try:
         return cls(**converted)

@@ -59,8 +59,9 @@ def cut(image: np.ndarray, labels: np.ndarray, window: np.ndarray) -> tuple[np.n
     """The part of an image (H, W, 3) and its labels (H, W) in a window [x, y, side_x, side_y]: black, void outside."""
     x, y, side_x, side_y = window
     height, width = labels.shape
-    inside = (slice(max(y, 0), max(min(y + side_y, height), 0)), slice(max(x, 0), max(min(x + side_x, width), 0)))
-    at = (slice(inside[0].start - y, inside[0].stop - y), slice(inside[1].start - x, inside[1].stop - x))
+    (top, bottom), (left, right) = np.clip((y, y + side_y), 0, height), np.clip((x, x + side_x), 0, width)
+    inside = slice(top, bottom), slice(left, right)
+    at = slice(max(top - y, 0), max(bottom - y, 0)), slice(max(left - x, 0), max(right - x, 0))
     crop, crop_labels = np.zeros((side_y, side_x, 3), np.uint8), np.full((side_y, side_x), VOID, np.uint8)
     crop[at], crop_labels[at] = image[inside], labels[inside]
     return crop, crop_labels

@@ -70,7 +70,8 @@ def orientation(edges: np.ndarray) -> np.ndarray:
     dx, dy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
     dxx, dxy = cv2.Sobel(dx, cv2.CV_32F, 1, 0), cv2.Sobel(dx, cv2.CV_32F, 0, 1)
     dyy = cv2.Sobel(dy, cv2.CV_32F, 0, 1)
-    return np.mod(np.arctan(dyy * np.sign(-dxy) / (dxx + 1e-5)), np.pi).astype(np.float32)
+    slope = np.where(dxy > 0, -dyy, dyy) / (dxx + 1e-5)  # no sign(-dxy): it is 0 on an exactly level edge
+    return np.mod(np.arctan(slope), np.pi).astype(np.float32)
 
 
 def thin(edges: np.ndarray, direction: np.ndarray) -> np.ndarray:
@@ -122,7 +123,9 @@ class EdgeBoxes:
             minBoxArea=self.params.min_box_area,
         )
         boxes, objectness = search.getBoundingBoxes(edges, direction)
-        return np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(objectness, np.float32).reshape(-1)
+        if not len(boxes):  # OpenCV then gives None for the scores
+            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+        return boxes.astype(np.float32), objectness.ravel().astype(np.float32)
 
 
 def fingerprint(dataset: Path, edge_model: Path, params: Params) -> str:
@@ -132,10 +135,10 @@ def fingerprint(dataset: Path, edge_model: Path, params: Params) -> str:
     return shards.fingerprint(__file__, own, shards.footer(dataset)["content"], model)
 
 
-def propose(images: pa.Table, detector: EdgeBoxes) -> pa.Table:
-    """Data set rows (image_id, image) -> rows of SCHEMA."""
+def propose(images: pa.Table, detector: EdgeBoxes, name: str = "") -> pa.Table:
+    """Data set rows (image_id, image) -> rows of SCHEMA. `name` stands before the progress bar."""
     columns = {name: [] for name in SCHEMA.names}
-    for row in progress(images.to_pylist(), unit="image"):
+    for row in progress(images.to_pylist(), unit="image", desc=name):
         boxes, objectness = detector(decode_image(row["image"]))
         columns["image_id"] += [row["image_id"]] * len(boxes)
         columns["rank"].append(np.arange(1, len(boxes) + 1, dtype=np.int32))
@@ -206,7 +209,7 @@ def main(arguments: list[str]) -> None:
     if options.action == "shard":
         cv2.setNumThreads(1)  # the shards share the cores; one thread each wastes none
         detector = EdgeBoxes(params, options.edge_model)
-        table = propose(shards.read(options.dataset, ["image_id", "image"]), detector)
+        table = propose(shards.read(options.dataset, ["image_id", "image"]), detector, options.dataset.stem)
         shards.write(options.out, table, fingerprint(options.dataset, options.edge_model, params))
         return
     frame = recall(options.dataset, options.proposals, params.recall)
