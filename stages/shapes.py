@@ -37,7 +37,8 @@ from stages.config import Range, load
 HEIGHT, WIDTH = 160, 200  # px
 VOID = 255
 SAMPLES = 3  # samples a pixel along each axis; odd, so that one is the pixel's centre, which decides its label
-SIZES = 14.0, 190.0  # px, the larger side of an object, log-uniform between
+SIZES = 16.0, 190.0  # px, the larger side of an object, log-uniform between
+THIN = 2.2  # px, the least width of a ring or a table leg
 MIN_PIXELS, MIN_VISIBLE = 16, 0.5  # an object of less, or of which less is seen, is not drawn
 DRAWN = 1_300_000_000  # s since 1970: the files' time in the archives, March 2011
 
@@ -145,15 +146,15 @@ class Kind:
 HUE_SPREAD = 15.0  # degrees, standard deviation: neighbours overlap, so that hue alone does not tell the class
 KINDS = (
     Kind("ball", disc, stripes, 0, 0.18),
-    Kind("crate", box, stripes, 28, 0.15),
-    Kind("button", disc, dots, 205, 0.12),
-    Kind("star", star, checks, 100, 0.11),
-    Kind("table", table, stripes, 285, 0.10),
-    Kind("pennant", triangle, dots, 235, 0.09),
-    Kind("tile", box, checks, 130, 0.08),
-    Kind("ring", ring, sectors, 315, 0.07),
-    Kind("cross", cross, stripes, 50, 0.05),
-    Kind("gear", gear, hoops, 175, 0.05),
+    Kind("crate", box, stripes, 36, 0.15),
+    Kind("button", disc, dots, 216, 0.12),
+    Kind("star", star, checks, 108, 0.11),
+    Kind("table", table, stripes, 288, 0.10),
+    Kind("pennant", triangle, dots, 252, 0.09),
+    Kind("tile", box, checks, 144, 0.08),
+    Kind("ring", ring, sectors, 324, 0.07),
+    Kind("cross", cross, stripes, 72, 0.05),
+    Kind("gear", gear, hoops, 180, 0.05),
 )
 CLASSES = ("background", *(kind.name for kind in KINDS))
 SOLID = disc, box, triangle, star, cross  # what distractors are shaped like
@@ -173,7 +174,7 @@ class Item:
     turn: float  # radians, of the shape
     texture_turn: float  # radians, of the texture on the shape
     colors: np.ndarray  # 2 x 3, RGB in 0..1
-    light: np.ndarray  # 2: brightness gained from centre to edge along u and v
+    light: np.ndarray  # 2: relative brightness gained from centre to edge along u and v
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,8 @@ def new_item(rng: np.random.Generator, label: int, shape: Callable, texture: Cal
         squeeze=np.exp(rng.uniform(-0.25, 0.25)),
         turn=rng.uniform(-0.45, 0.45),
         texture_turn=rng.uniform(0, np.pi),
-        colors=np.stack([color, second]),
+        # A texture's contrast stays below most outlines', or EdgeBoxes finds little but textures.
+        colors=np.stack([color, 0.4 * color + 0.6 * second]),
         light=rng.uniform(-0.2, 0.2, 2),
     )
 
@@ -315,7 +317,7 @@ def footprint(item: Item) -> tuple[np.ndarray, int]:
     """Pixels whose centre the item covers (H x W bool), and their number with those outside the image."""
     top, left, u, v = sample(item)
     centre = slice(SAMPLES // 2, None, SAMPLES)
-    inside = item.shape(u[centre, centre], v[centre, centre], thin=2.2 / item.half)
+    inside = item.shape(u[centre, centre], v[centre, centre], thin=THIN / item.half)
     rows, columns, region_rows, region_columns = clip(top, left, len(inside))
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[rows, columns] = inside[region_rows, region_columns]
@@ -325,17 +327,18 @@ def footprint(item: Item) -> tuple[np.ndarray, int]:
 def draw(picture: np.ndarray, item: Item) -> None:
     """Paint the item, with a soft shadow, onto the sampled canvas (H*SAMPLES x W*SAMPLES x 3 float32), in place."""
     top, left, u, v = sample(item)
-    inside = item.shape(u, v, thin=2.2 / item.half).astype(np.float32)
-    cos, sin = np.cos(item.texture_turn), np.sin(item.texture_turn)
-    second = item.texture(cos * u + sin * v, cos * v - sin * u, max(0.5, 4 / item.half))
-    color = item.colors[second.astype(int)] * (1 + item.light[0] * u + item.light[1] * v)[..., None]
-    shadow = cv2.GaussianBlur(np.roll(inside, (SAMPLES, SAMPLES), (0, 1)), None, 1.5 * SAMPLES)
     rows, columns, region_rows, region_columns = (
-        slice(part.start * SAMPLES, part.stop * SAMPLES) for part in clip(top, left, len(inside) // SAMPLES)
+        slice(part.start * SAMPLES, part.stop * SAMPLES) for part in clip(top, left, len(u) // SAMPLES)
     )
-    target, region = picture[rows, columns], (region_rows, region_columns)
-    target *= 1 - 0.3 * shadow[region][..., None]
-    np.copyto(target, color[region], where=inside[region][..., None] > 0, casting="same_kind")
+    u, v, target = u[region_rows, region_columns], v[region_rows, region_columns], picture[rows, columns]
+    inside = item.shape(u, v, thin=THIN / item.half)
+    shifted = cv2.copyMakeBorder(inside.astype(np.float32), SAMPLES, 0, SAMPLES, 0, cv2.BORDER_REPLICATE)
+    shadow = cv2.GaussianBlur(shifted[:-SAMPLES, :-SAMPLES], None, 1.5 * SAMPLES)  # a pixel down and right
+    target *= 1 - 0.3 * shadow[..., None]
+    cos, sin = np.cos(item.texture_turn), np.sin(item.texture_turn)
+    second = item.texture(cos * u + sin * v, cos * v - sin * u, max(0.5, 4 / item.half))  # 4 px can be seen
+    light = 1 + item.light[0] * u + item.light[1] * v
+    target[inside] = item.colors[second[inside].astype(int)] * light[inside][:, None]
 
 
 def background(rng: np.random.Generator) -> np.ndarray:
@@ -344,7 +347,7 @@ def background(rng: np.random.Generator) -> np.ndarray:
     stretches = (stretch, 1) if rng.random() < 0.5 else (1, stretch)
     field = sum(
         weight * noise(rng, scale * stretches[0], scale * stretches[1])
-        for scale, weight in ((2, 0.25), (6, 0.4), (18, 0.6))
+        for scale, weight in ((2, 0.12), (6, 0.25), (18, 0.6))
     )
     if rng.random() < 0.4:  # a weave
         angle, period = rng.uniform(0, np.pi), rng.uniform(5, 14)
@@ -357,7 +360,7 @@ def background(rng: np.random.Generator) -> np.ndarray:
     slow = np.clip(0.5 + 0.5 * noise(rng, 60, 60), 0, 1)[..., None]
     picture = (picture * (1 - 0.6 * slow) + colors[2] * 0.6 * slow).astype(np.float32)
     picture = cv2.resize(picture, (WIDTH * SAMPLES, HEIGHT * SAMPLES), interpolation=cv2.INTER_LINEAR)
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         ends = rng.uniform(0, 1, (2, 2)) * [WIDTH * SAMPLES, HEIGHT * SAMPLES]
         color = hsv(rng.uniform(0, 360), rng.uniform(0, 0.6), rng.uniform(0.2, 0.9))
         start, stop = ends.astype(int).tolist()
