@@ -4,21 +4,6 @@ import numpy as np
 import pyarrow as pa
 
 
-def tight_boxes(mask: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes int32 (count, 4) and areas int32 (count,) of the instances 1..count of a uint8 (H, W) instance mask.
-
-    An instance without pixels has an empty box and area 0.
-    """
-    boxes, areas = np.zeros((count, 4), np.int32), np.zeros(count, np.int32)
-    for k in range(1, count + 1):
-        inside = mask == k
-        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-        if len(rows):
-            boxes[k - 1] = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
-            areas[k - 1] = inside.sum()
-    return boxes, areas
-
-
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of every box of a (N, 4) with every box of b (M, 4) -> float32 (N, M)."""
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)

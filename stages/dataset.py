@@ -27,12 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import scipy.io
+import scipy.ndimage
 
 from stages import shards
-from stages.boxes import tight_boxes
 from stages.cli import InputError, progress, run, whole
 from stages.config import Range, load
 from stages.images import VOID, decode_image, decode_mask, encode_mask
@@ -206,9 +207,7 @@ def instances(class_mask: np.ndarray, instance_mask: np.ndarray, classes: int, c
     outside 0..classes-1, 255, and for an instance most of whose pixels are background, of several classes or of
     another class than its category. A few stray pixels are allowed: VOC's own masks have them.
     """
-    joint = np.bincount((instance_mask.astype(np.uint16) << 8 | class_mask).ravel(), minlength=1 << 16).reshape(
-        256, 256
-    )
+    joint = cv2.calcHist([instance_mask, class_mask], [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int32)
     found = np.flatnonzero(joint.sum(0))
     if len(wrong := found[(found >= classes) & (found != VOID)]):
         raise ValueError(
@@ -218,6 +217,7 @@ def instances(class_mask: np.ndarray, instance_mask: np.ndarray, classes: int, c
     count = int(numbers.max(initial=0)) if categories is None else len(categories)
     if numbers.max(initial=0) > count:
         raise ValueError(f"instance {numbers.max()} in the instance mask, but only {count} categories")
+    found_at = scipy.ndimage.find_objects(instance_mask, count)  # (rows, columns) of each number, as slices
     kinds = np.zeros(count, np.int32) if categories is None else np.asarray(categories, np.int32)
     for number in numbers:
         inside = joint[number, :VOID]  # void pixels say nothing
@@ -228,7 +228,11 @@ def instances(class_mask: np.ndarray, instance_mask: np.ndarray, classes: int, c
                 f"instance {number} contradicts the class mask: most of its {inside.sum()} px are class {best}{said}"
             )
         kinds[number - 1] = best
-    return kinds, *tight_boxes(instance_mask, count)
+    boxes = np.zeros((count, 4), np.int32)
+    for number in numbers:
+        rows, columns = found_at[number - 1]
+        boxes[number - 1] = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+    return kinds, boxes, joint[1 : count + 1].sum(1)
 
 
 def _sbd_masks(archive: Archive, image_id: str, why: str) -> tuple[list[np.ndarray], np.ndarray]:

@@ -26,7 +26,7 @@ def write(path: str | Path, table: pa.Table, fingerprint: str = "") -> None:
         pq.write_table(
             table.replace_schema_metadata(metadata),
             temporary,
-            compression="zstd",
+            compression={field.name: "zstd" for field in table.schema if not pa.types.is_binary(field.type)},
             use_dictionary=[field.name for field in table.schema if pa.types.is_string(field.type)],
             write_statistics=False,
             row_group_size=1 << 20,

@@ -48,16 +48,3 @@ def test_windows_hold_their_boxes(rows, context, square):
     assert (found[:, :2] + found[:, 2:] >= rows[:, :2] + rows[:, 2:] - 0.5).all()
     assert not square or (found[:, 2] == found[:, 3]).all()
     assert boxes.windows(np.zeros((0, 4)), context, square).shape == (0, 4)
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_tight_boxes_by_a_loop(seed):
-    mask = np.random.default_rng(seed).choice(np.array([0, 1, 3, 255], np.uint8), (7, 9), p=[0.7, 0.1, 0.1, 0.1])
-    found, areas = boxes.tight_boxes(mask, 3)
-    for number in (1, 2, 3):
-        pixels = [(x, y) for y in range(7) for x in range(9) if mask[y, x] == number]
-        assert areas[number - 1] == len(pixels)
-        if pixels:
-            xs, ys = zip(*pixels, strict=True)
-            expected = [min(xs), min(ys), max(xs) - min(xs) + 1, max(ys) - min(ys) + 1]
-            assert found[number - 1].tolist() == expected

@@ -72,9 +72,14 @@ def world(experiment):
         rows, boxes = [], []
         for image_id in ids:
             image, classes, instances = draw(ord(image_id))
-            rows.append({"image_id": image_id, "image": jpeg(image), "class_mask": png(classes), "instance_mask": png(instances),
-                         "instance_classes": [1, 2, 1], "instance_boxes": [[8, 5, 20, 20], [40, 30, 25, 25], [0, 0, 0, 0]],
-                         "instance_areas": [400, 625, 0]})  # fmt: skip
+            row = {
+                "image_id": image_id,
+                "image": jpeg(image),
+                "class_mask": png(classes),
+                "instance_mask": png(instances),
+            }
+            row |= {"instance_boxes": [[8, 5, 20, 20], [40, 30, 25, 25], [0, 0, 0, 0]], "instance_areas": [400, 625, 0]}
+            rows.append(row | {"instance_classes": [1, 2, 1]})
             for rank, box in enumerate([(8, 5, 20, 20), (0, 50, 5, 5), (40, 30, 25, 20)], 1):
                 boxes.append((image_id, rank, *box, 1 / rank))
         shards.write(experiment / f"dataset/{split}-000.parquet", pa.Table.from_pylist(rows))

@@ -5,6 +5,8 @@ import tarfile
 import numpy as np
 import pytest
 from conftest import SBD, VOC, draw, jpeg, mat, png, tar
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from stages import dataset, shards
@@ -103,6 +105,19 @@ def test_skipped_instance_numbers_and_stray_pixels_are_kept():
     classes[0, 5] = 0  # a stray pixel
     kinds, boxes, areas = dataset.instances(classes, instances, classes=4)
     assert (kinds.tolist(), boxes.tolist(), areas.tolist()) == ([0, 3], [[0, 0, 0, 0], [5, 0, 5, 4]], [0, 20])
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_boxes_and_areas_by_a_loop(seed):
+    mask = np.random.default_rng(seed).choice(np.array([0, 1, 3, 255], np.uint8), (7, 9), p=[0.7, 0.1, 0.1, 0.1])
+    classes = np.where(mask == 3, 1, mask)
+    _, boxes, areas = dataset.instances(classes, mask, 2, np.array([1, 1, 1]))
+    for number in (1, 2, 3):
+        pixels = [(x, y) for y in range(7) for x in range(9) if mask[y, x] == number]
+        assert areas[number - 1] == len(pixels)
+        xs, ys = zip(*pixels, strict=True) if pixels else ([0], [0])
+        expected = [min(xs), min(ys), max(xs) - min(xs) + 1, max(ys) - min(ys) + 1]
+        assert boxes[number - 1].tolist() == (expected if pixels else [0, 0, 0, 0])
 
 
 def test_class_of_an_instance_is_that_of_most_pixels_by_a_loop():

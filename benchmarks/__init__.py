@@ -1,0 +1,1 @@
+"""Speed against plain equivalents, as ratios of one run: `make bench`."""

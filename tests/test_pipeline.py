@@ -1,0 +1,161 @@
+"""The DAG: its files hold together, and a tiny world runs through it as users run it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages import shards
+
+REPOSITORY = Path(__file__).parents[1]
+DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+# stage -> the modules that its command runs
+MODULES = {
+    "fetch": ["fetch", "shapes"],
+    "dataset": ["dataset"],
+    "proposals": ["proposals"],
+    "crops_stage1": ["crops"],
+    "crops_stage2": ["crops"],
+}
+
+
+def test_demo_is_a_copy():
+    assert (REPOSITORY / "demo/dvc.yaml").read_bytes() == (REPOSITORY / "dvc.yaml").read_bytes()
+
+
+def test_every_stage_lists_the_modules_that_it_runs_on_and_no_other():
+    assert set(DVC) == set(MODULES)
+    for stage, modules in MODULES.items():
+        body = DVC[stage].get("do", DVC[stage])
+        listed = {dep.removeprefix("${root}/") for dep in body["deps"] if dep.startswith("${root}/stages/")}
+        for module in modules:
+            used = {str(path.relative_to(REPOSITORY)) for path in shards.closure(REPOSITORY / f"stages/{module}.py")}
+            expected = {dep.replace("${item.by}", module) for dep in listed}
+            assert expected == used - {"stages/__init__.py"}, stage
+
+
+def test_stages_know_neither_dvc_nor_snakemake_nor_each_other():
+    stages = {module for modules in MODULES.values() for module in modules}
+    for path in (REPOSITORY / "stages").rglob("*.py"):
+        imported = {file.stem for file in shards.closure(path)} - {path.stem}
+        assert not imported & stages, path
+        text = path.read_text()
+        assert "import dvc" not in text, path
+        assert "snakemake" not in [word for line in text.splitlines() if "import" in line for word in line.split()], (
+            path
+        )
+
+
+def test_parameters_that_stages_list_exist():
+    for folder in (REPOSITORY, REPOSITORY / "demo"):
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        for body in DVC.values():
+            for key in body.get("params", []):
+                value = params
+                for part in key.split("."):
+                    assert part in value, key
+                    value = value[part]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A repository of its own, with an experiment of 4 + 6 + 4 images that has run once."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in ("stages", "workflow"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".snakemake"))
+    shutil.copytree(REPOSITORY / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    shutil.copy(REPOSITORY / ".dvcignore", folder)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    experiment = folder / "demo"
+    experiment.mkdir()
+    shutil.copy(REPOSITORY / "dvc.yaml", experiment)
+    params = yaml.safe_load((REPOSITORY / "demo/params.yaml").read_text())
+    params["fetch"]["voc_trainval"] |= {"train": 4, "val": 4}
+    params["fetch"]["sbd"] |= {"train": 4, "val": 2, "shared_train": 1, "shared_val": 1}
+    params["dataset"] |= {"shard_images": 5, "counts": {"trainaug": 10}}
+    params["proposals"] |= {"boxes": 50}
+    params["proposals"]["recall"]["boxes"] = [10, 50]
+    params["crops"]["stage1"]["per_class"] = params["crops"]["stage2"]["per_class"] = 30
+    (experiment / "params.yaml").write_text(yaml.safe_dump(params))
+    repro(experiment)
+    return experiment
+
+
+def repro(folder, *arguments):
+    command = ["dvc", "repro", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def bytes_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
+
+
+def test_the_world_is_built(world):
+    names = {f"{split}-{number:03d}.parquet" for split, number in (("train", 0), ("train", 1), ("val", 0))}
+    assert {path.name for path in (world / "data/dataset").iterdir()} == names
+    assert {path.name for path in (world / "data/proposals").iterdir()} == names
+    reports = {path.name for path in (world / "reports").iterdir()} - {".gitignore"}
+    assert reports == {"proposals.json", "proposals.csv", "crops_stage1.csv", "crops_stage1.png", "crops_stage2.csv",
+                       "crops_stage2.png"}  # fmt: skip
+
+
+def test_a_second_repro_does_nothing(world):
+    assert "Data and pipelines are up to date" in repro(world)
+
+
+def test_a_stale_shard_is_rebuilt_alone_to_the_same_bytes(world):
+    before = bytes_of(world / "data")
+    kept = {path: path.stat().st_mtime_ns for path in (world / "data/proposals").glob("*-000.parquet")}
+    (world / "data/proposals/train-001.parquet").unlink()
+    (world / "data/proposals/train-009.parquet").write_bytes(b"of another data set")
+    (world / "data/proposals/.val-000.parquet.123.tmp").write_bytes(b"left by a killed job")
+    for path in (world / "data/dataset").iterdir():
+        os.utime(path)  # as after a pull: newer than what was made of it
+    os.environ["PYTHONPATH"] = ".."
+    subprocess.run(
+        ["snakemake", "--snakefile", "../workflow/Snakefile", "proposals"], cwd=world, check=True, capture_output=True
+    )
+    assert bytes_of(world / "data") == before
+    assert {path.name for path in (world / "data/proposals").iterdir()} == {
+        "train-000.parquet",
+        "train-001.parquet",
+        "val-000.parquet",
+    }
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_comment_rebuilds_no_shard_and_a_parameter_all(world):
+    times = {path: path.stat().st_mtime_ns for path in (world / "data/proposals").iterdir()}
+    module = world.parent / "stages/proposals.py"
+    module.write_text(module.read_text() + "# a comment\n")
+    printed = repro(world)
+    assert "Running stage 'proposals'" in printed
+    assert "Running stage 'crops" not in printed
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    repro(world, "--single-item", "-f", "crops_stage1")
+    params = (world / "params.yaml").read_text()
+    (world / "params.yaml").write_text(params.replace("beta: 0.75", "beta: 0.7"))
+    printed = repro(world)
+    assert "Running stage 'crops_stage2'" in printed
+    assert "Running stage 'crops_stage1'" not in printed
+    assert all(path.stat().st_mtime_ns != time for path, time in times.items())
+
+
+def test_bad_parameters_stop_with_one_line(world):
+    params = (world / "params.yaml").read_text()
+    (world / "params.yaml").write_text(params.replace("context: 1.2", "context: 0.5"))
+    before = bytes_of(world / "data")
+    done = subprocess.run(["dvc", "repro"], cwd=world, capture_output=True, text=True, check=False)
+    (world / "params.yaml").write_text(params)
+    assert done.returncode != 0
+    assert "error: params.yaml: crops.context: 0.5 is not allowed; allowed: a number 1 or more" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert bytes_of(world / "data/dataset") == {
+        k.relative_to("dataset"): v for k, v in before.items() if k.parts[0] == "dataset"
+    }
