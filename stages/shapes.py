@@ -309,7 +309,8 @@ def sample(item: Item) -> tuple[int, int, np.ndarray, np.ndarray]:
 
 def clip(top: int, left: int, side: int) -> tuple[slice, slice, slice, slice]:
     """Rows and columns (px) of a region inside the image, then the same rows and columns within the region."""
-    y0, y1, x0, x1 = max(top, 0), min(top + side, HEIGHT), max(left, 0), min(left + side, WIDTH)
+    # neighbours may lie outside altogether: then nothing is left of rows or columns
+    (y0, y1), (x0, x1) = np.clip((top, top + side), 0, HEIGHT), np.clip((left, left + side), 0, WIDTH)
     return slice(y0, y1), slice(x0, x1), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
 
 

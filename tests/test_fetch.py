@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -287,7 +288,11 @@ def test_killed_process_is_continued_by_the_next(server, how):
     Path("params.yaml").write_text(yaml.safe_dump({"fetch": {"voc": section}}))
     command = [sys.executable, "-m", "stages.fetch", "voc"]
     environment = {**os.environ, "PYTHONPATH": str(Path(stage.__file__).parents[1])}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # a shell's background job ignores SIGINT, and so would its children
+    defaults = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=defaults
+    )
     deadline = time.monotonic() + 10
     while not (PART.exists() and PART.stat().st_size >= 100_000):
         assert time.monotonic() < deadline

@@ -238,3 +238,11 @@ def test_bad_parameters_are_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no images at all"):
         shapes.main(["sbd"])
     assert not (tmp_path / "sbd.tgz").exists()
+
+
+def test_items_outside_the_image_leave_nothing():
+    item = shapes.new_item(np.random.default_rng(0), 1, shapes.disc, shapes.stripes, 0, half=20.0)
+    for x, y in ((-60, 80), (100, -60), (300, 80), (100, 300), (-60, 300)):
+        mask, area = shapes.footprint(shapes.replace(item, x=x, y=y))
+        assert not mask.any()
+        assert area > 500
