@@ -36,7 +36,7 @@ import scipy.ndimage
 from stages import shards
 from stages.cli import InputError, progress, run, whole
 from stages.config import Range, load
-from stages.images import VOID, decode_image, decode_mask, encode_mask
+from stages.images import VOID, decode_mask, decoded_size, encode_mask
 
 SCHEMA = pa.schema(
     {
@@ -174,7 +174,7 @@ def read_row(source: Source, classes: int) -> dict:
     name, why = f"{image_id}.jpg", f"{image_id} is listed in {source.split}"
     image = archive.read("img" if source.source == "sbd" else "JPEGImages", name, why)
     try:
-        height, width = decode_image(image).shape[:2]
+        height, width = decoded_size(image)
     except ValueError as error:
         raise InputError(f"{archive.path}: {name} {error}; {AGAIN}") from None
     row = dict.fromkeys(SCHEMA.names) | {"image_id": image_id, "height": height, "width": width, "image": image}

@@ -24,6 +24,12 @@ def decode_image(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def decoded_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of an image that decodes to its last row. Raises ValueError for one that does not."""
+    with _open(data) as image:
+        return image.height, image.width
+
+
 def decode_mask(data: bytes) -> np.ndarray:
     """PNG bytes -> uint8 (H, W), the palette's indices. Raises ValueError for anything but a palette or grey PNG."""
     with _open(data) as image:
