@@ -198,10 +198,10 @@ class Batches:
         self.pictures, self.labels, self.resized, self.size = pictures, labels, resized, size
         self.flip, self.seed, self.device = flip, seed, device
         index = {name: number for number, name in enumerate(pictures.ids)}
-        self.images = torch.from_numpy(table["image_id"].map(index).to_numpy(np.int64))
-        self.windows = torch.from_numpy(table[["x", "y", "side_x", "side_y"]].to_numpy(np.int64))
-        self.instances = torch.from_numpy(table["instance"].to_numpy(np.int64))
-        self.class_ids = torch.from_numpy(table["class_id"].to_numpy(np.int64))
+        self.images = torch.from_numpy(table["image_id"].map(index).to_numpy(np.int64, copy=True))
+        self.windows = torch.from_numpy(table[["x", "y", "side_x", "side_y"]].to_numpy(np.int64, copy=True))
+        self.instances = torch.from_numpy(table["instance"].to_numpy(np.int64, copy=True))
+        self.class_ids = torch.from_numpy(table["class_id"].to_numpy(np.int64, copy=True))
         kept = held_out(table["image_id"], fraction)
         rows = np.arange(len(table))
         self.train_rows = np.repeat(rows[~kept], table["copies"][~kept])

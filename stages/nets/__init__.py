@@ -25,8 +25,8 @@ def build(spec: dict) -> nn.Module:
 
 def save(path: str | Path, spec: dict, state: dict, about: dict) -> None:
     """Write a model file, whole or not at all. Equal arguments give equal bytes."""
-    with whole(path) as temporary:
-        torch.save({"spec": spec, "state": state, "about": about}, temporary)
+    with whole(path) as temporary, open(temporary, "wb") as file:  # a file, not a name: torch writes the name into it
+        torch.save({"spec": spec, "state": state, "about": about}, file)
 
 
 def read(path: str | Path) -> dict:

@@ -1,12 +1,12 @@
 """FCN-32s, 16s and 8s (Long, Shelhamer, Darrell, CVPR 2015): VGG-16 on whole images, scores of several strides added.
 
-The paper pads its input by 100 and crops each map by a fixed offset to line it up with the next. Both follow from the
-side k of fc6's kernel (7 there), worked out from the centres of the cells:
+The paper pads the input of FCN-8s by 100 and crops each map by a fixed offset to line it up with the next. All of it
+follows from the side k of fc6's kernel (7 there) and the final stride s, worked out from the centres of the cells:
 
-    padding of conv1_1             16 k - 12             (100) the least with which the scores cover every image
+    padding of conv1_1             16 k - 16 + s / 2     (100) the least with which the scores cover every image
     of pool4 against fc7's scores  k - 2                 (5)
     of pool3 against pool4's       2 k - 5               (9)
-    of the image, from stride s    35 - s / 2            (19, 27, 31)
+    of the image                   31                    (31)
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class FCN(nn.Module):
         """(B, 3, H, W) RGB, 0 to 255 -> (B, classes, H, W) scores before the softmax."""
         height, width = images.shape[-2:]
         kernel = self.encoder.size.fc_kernel
-        padding = 16 * kernel - 12
+        padding = 16 * kernel - 16 + self.stride // 2
         x = F.pad(self.encoder.normalise(images), [padding - 1] * 4)  # conv1_1 pads by the last one itself
         pools = [values for values, _ in self.encoder.pools(x)]
         x = F.dropout(self.encoder.fc6(pools[4]), self.dropout, self.training)
@@ -66,8 +66,7 @@ class FCN(nn.Module):
             x = upsampling(x)  # (B, classes, 2H, 2W), about
             x = x + score(values * scale)[:, :, offset : offset + x.shape[2], offset : offset + x.shape[3]]
         x = F.conv_transpose2d(x, self.filter.to(x.dtype), stride=self.stride, groups=len(self.filter))
-        start = 35 - self.stride // 2
-        return x[:, :, start : start + height, start : start + width]  # (B, classes, H, W)
+        return x[:, :, 31 : 31 + height, 31 : 31 + width]  # (B, classes, H, W)
 
 
 def bilinear(factor: int) -> Tensor:
