@@ -209,7 +209,9 @@ class Batches:
         validation = np.repeat(rows[kept], table["copies"][kept])
         self.validation_rows = np.random.default_rng([seed, 1]).permutation(validation)[:limit]
         if not len(self.train_rows) or (fraction and not len(self.validation_rows)):
-            raise InputError(f"held_out {fraction:g} of {table['image_id'].nunique()} images leaves no crops to train or validate on")
+            raise InputError(
+                f"held_out {fraction:g} of {table['image_id'].nunique()} images leaves no crops to train or validate on"
+            )
         self._epoch, self._order = -1, None
 
     def train(self, step: int, batch: int, part: slice) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,9 @@ def with_backgrounds(table: pd.DataFrame, pictures: Pictures, share: float, seed
 
 def main(arguments: list[str]) -> None:
     arguments_parser = parser("pretrain", __doc__.splitlines()[0])
-    arguments_parser.add_argument("--vgg16", type=Path, required=True, help="VGG-16 state dict of torchvision; an empty file: none")
+    arguments_parser.add_argument(
+        "--vgg16", type=Path, required=True, help="VGG-16 state dict of torchvision; an empty file: none"
+    )
     options = arguments_parser.parse_args(arguments)
     params = load(Params, "pretrain", options.params)
     classes = len(load(list[str], "dataset.classes", options.params))
@@ -83,7 +85,10 @@ def main(arguments: list[str]) -> None:
     if state:
         net.encoder.set_convention(params.convention)
     if options.vgg16.stat().st_size:
-        print(f"{options.vgg16}: holds {15 - len(missing)} of 15 layers; starting fresh: {', '.join(missing) or 'none'}", flush=True)
+        print(
+            f"{options.vgg16}: holds {15 - len(missing)} of 15 layers; starting fresh: {', '.join(missing) or 'none'}",
+            flush=True,
+        )
     if not missing:
         pass_on(net, state, options)
         return

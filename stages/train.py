@@ -39,7 +39,11 @@ def initial(path: Path, classes: int, eps: float | None) -> nn.Module:
     if saved["spec"]["kind"] == "deconvnet":
         nets.load_state(net, saved["state"], path)
     else:
-        state = {name.removeprefix("encoder."): tensor for name, tensor in saved["state"].items() if name.startswith("encoder.")}
+        state = {
+            name.removeprefix("encoder."): tensor
+            for name, tensor in saved["state"].items()
+            if name.startswith("encoder.")
+        }
         missing = load_encoder(net.encoder, state, saved["spec"]["eps"])
         print(f"{path}: encoder layers that start fresh: {', '.join(missing) or 'none'}", flush=True)
     return net
@@ -49,7 +53,9 @@ def main(arguments: list[str]) -> None:
     arguments_parser = parser("train", __doc__)
     arguments_parser.formatter_class = argparse.RawDescriptionHelpFormatter
     arguments_parser.add_argument("stage", choices=("stage1", "stage2"))
-    arguments_parser.add_argument("--init", type=Path, required=True, help="encoder of pretrain (stage1) or model of stage1 (stage2)")
+    arguments_parser.add_argument(
+        "--init", type=Path, required=True, help="encoder of pretrain (stage1) or model of stage1 (stage2)"
+    )
     options = arguments_parser.parse_args(arguments)
     params = load(Params, "train", options.params)
     settings: Run = getattr(params, options.stage)

@@ -30,7 +30,9 @@ class Params:
 
     def __post_init__(self):
         if len(self.skip_scales) != 2 or len(self.canvas) != 2:
-            raise ValueError("skip_scales and canvas: two numbers each are allowed, pool4's and pool3's, height and width")
+            raise ValueError(
+                "skip_scales and canvas: two numbers each are allowed, pool4's and pool3's, height and width"
+            )
 
 
 def whole_images(ids: list[str], canvas: tuple[int, int]) -> pd.DataFrame:
@@ -50,16 +52,24 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(params.run.seed)
     saved = nets.read(options.init)
     net = FCN(Size(**saved["spec"]["size"]), classes, params.batch_norm_eps, 8, params.skip_scales, params.dropout)
-    state = {name.removeprefix("encoder."): tensor for name, tensor in saved["state"].items() if name.startswith("encoder.")}
+    state = {
+        name.removeprefix("encoder."): tensor for name, tensor in saved["state"].items() if name.startswith("encoder.")
+    }
     missing = load_encoder(net.encoder, state, saved["spec"]["eps"])
     print(f"{options.init}: encoder layers that start fresh: {', '.join(missing) or 'none'}", flush=True)
 
     where = place()
     ids = sorted(set(shards.read(options.crops, ["image_id"])["image_id"].to_pylist()))  # DeconvNet's images, each once
     pictures = Pictures(options.dataset, set(ids), classes, params.run.memory_gb, where.device)
-    if len(large := [name for name, size in pictures.sizes.items() if size[0] > params.canvas[0] or size[1] > params.canvas[1]]):
+    if len(
+        large := [
+            name for name, size in pictures.sizes.items() if size[0] > params.canvas[0] or size[1] > params.canvas[1]
+        ]
+    ):
         size = "x".join(map(str, pictures.sizes[large[0]]))
-        raise InputError(f"{large[0]}: {size} does not fit train_fcn.canvas {params.canvas[0]}x{params.canvas[1]}; enlarge it")
+        raise InputError(
+            f"{large[0]}: {size} does not fit train_fcn.canvas {params.canvas[0]}x{params.canvas[1]}; enlarge it"
+        )
     batches = Batches(
         pictures, whole_images(ids, params.canvas), "scene", params.canvas, params.canvas, flip=params.flip, seed=params.run.seed,
         fraction=params.run.held_out, limit=params.run.held_out_crops, device=where.device,

@@ -62,7 +62,9 @@ class Run:
 
     def __post_init__(self):
         if self.batch_norm_crops and self.micro_batch % self.batch_norm_crops:
-            raise ValueError(f"micro_batch: {self.micro_batch} is no multiple of batch_norm_crops {self.batch_norm_crops}")
+            raise ValueError(
+                f"micro_batch: {self.micro_batch} is no multiple of batch_norm_crops {self.batch_norm_crops}"
+            )
 
     def accumulation(self, devices: int) -> int:
         """Micro-batches that a device adds up for a step."""
@@ -137,7 +139,9 @@ class Trainer:
     model files and compared on resumption.
     """
 
-    def __init__(self, net: nn.Module, batches: Batches, run: Run, where: Place, options: argparse.Namespace, made_from: dict):
+    def __init__(
+        self, net: nn.Module, batches: Batches, run: Run, where: Place, options: argparse.Namespace, made_from: dict
+    ):
         self.run, self.batches, self.where, self.options = run, batches, where, options
         self.accumulation = run.accumulation(where.world)
         assert run.batch == run.micro_batch * self.accumulation * where.world
@@ -168,7 +172,11 @@ class Trainer:
         self._resume()
         previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "terminated", True))
         begin, first, seen = time.monotonic(), self.step, 0
-        flops, peak = (flops_per_crop(self.net, self.batches.size), peak_flops(where.device, run.precision)) if not where.rank else (0, 1)
+        flops, peak = (
+            (flops_per_crop(self.net, self.batches.size), peak_flops(where.device, run.precision))
+            if not where.rank
+            else (0, 1)
+        )
         bar = progress(total=run.steps, initial=self.step, unit="step", disable=where.rank > 0)
         try:
             while self.step < run.steps:
@@ -179,7 +187,10 @@ class Trainer:
                 if validates or saves or self.step % self.look_every == 0:
                     self._look()
                     rate = (self.step - first) * run.batch / (time.monotonic() - begin)
-                    bar.set_postfix_str(f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s, {flops * rate / where.world / peak:.0%} of peak", refresh=False)
+                    bar.set_postfix_str(
+                        f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s, {flops * rate / where.world / peak:.0%} of peak",
+                        refresh=False,
+                    )
                     bar.update(self.step - bar.n)
                 if validates:
                     self._validate()
@@ -308,7 +319,9 @@ class Trainer:
             return
         saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         nets.load_state(self.net, saved["net"], self.checkpoint)
-        differing = [name for name, value in _flat(self.made_from) if dict(_flat(saved["made_from"])).get(name) != value]
+        differing = [
+            name for name, value in _flat(self.made_from) if dict(_flat(saved["made_from"])).get(name) != value
+        ]
         if differing:
             raise InputError(
                 f"{self.checkpoint}: of another run, which differs in {', '.join(differing)}; "

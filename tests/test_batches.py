@@ -55,7 +55,15 @@ def test_cut_equals_the_plain_reference(tmp_path, isolate, resized, size):
     for i in range(count):
         row = rows[images[i]]
         expected = reference(
-            row["pixels"], row["classes"], row["instances"], windows[i], instances[i] if isolate else None, resized, corners[i], size, flips[i]
+            row["pixels"],
+            row["classes"],
+            row["instances"],
+            windows[i],
+            instances[i] if isolate else None,
+            resized,
+            corners[i],
+            size,
+            flips[i],
         )
         assert torch.equal(labels[i], expected[1]), i
         torch.testing.assert_close(crops[i], expected[0], rtol=0, atol=2e-3)
@@ -68,7 +76,15 @@ def test_whole_image_is_untouched(tmp_path):
     height, width = row["classes"].shape
     zero = torch.zeros(1, 2, dtype=torch.int64)
     canvas = height + 6, width + 9
-    crops, labels = cut(pictures.pixels, zero[:, 0], torch.tensor([[0, 0, canvas[1], canvas[0]]]), canvas, zero, canvas, torch.tensor([False]))
+    crops, labels = cut(
+        pictures.pixels,
+        zero[:, 0],
+        torch.tensor([[0, 0, canvas[1], canvas[0]]]),
+        canvas,
+        zero,
+        canvas,
+        torch.tensor([False]),
+    )
     assert torch.equal(crops[0, :, :height, :width].byte(), torch.from_numpy(row["pixels"].copy()).permute(2, 0, 1))
     assert torch.equal(labels[0, :height, :width], torch.from_numpy(row["classes"].copy()))
     assert not crops[0, :, height:].any() and (labels[0, :, width:] == VOID).all()

@@ -27,7 +27,10 @@ def test_deconvnet_has_the_papers_parameters():
     with torch.device("meta"):
         net = DeconvNet(PAPER, 21, 1e-9)
     assert parameters(net) == 251_805_653
-    assert parameters(net.encoder) - sum(parameters(m) for m in net.encoder.modules() if isinstance(m, BatchNorm)) == 134_260_544
+    assert (
+        parameters(net.encoder) - sum(parameters(m) for m in net.encoder.modules() if isinstance(m, BatchNorm))
+        == 134_260_544
+    )
     assert sum(parameters(m) for m in net.modules() if isinstance(m, BatchNorm)) == 33_408
     assert net.to("meta")(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 21, 224, 224)
 
@@ -150,11 +153,15 @@ def test_folding_batch_norm_keeps_the_function():
             torch.nn.init.normal_(module.running_mean)
     assert load_encoder(without, with_norm.state_dict(), eps=1e-3) == []
     image = torch.randint(0, 256, (2, 3, 64, 64))
-    for (expected, _), (found, _) in zip(*(net.pools(net.normalise(image)) for net in (with_norm, without)), strict=True):
+    for (expected, _), (found, _) in zip(
+        *(net.pools(net.normalise(image)) for net in (with_norm, without)), strict=True
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("content, message", [(b"junk", "not a PyTorch state dict"), ({"a": torch.zeros(1)}, "holds no layer")])
+@pytest.mark.parametrize(
+    "content, message", [(b"junk", "not a PyTorch state dict"), ({"a": torch.zeros(1)}, "holds no layer")]
+)
 def test_wrong_vgg16_file(content, message, tmp_path):
     path = tmp_path / "vgg16.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -164,7 +171,9 @@ def test_wrong_vgg16_file(content, message, tmp_path):
         read_vgg16(tmp_path / "absent.pth", PAPER)
 
 
-@pytest.mark.parametrize("net", [DeconvNet(TINY, 5, 1e-5), FCN(TINY, 5, None), Classifier(TINY, 5, None)], ids=lambda net: net.spec["kind"])
+@pytest.mark.parametrize(
+    "net", [DeconvNet(TINY, 5, 1e-5), FCN(TINY, 5, None), Classifier(TINY, 5, None)], ids=lambda net: net.spec["kind"]
+)
 def test_model_file_round_trip(net, tmp_path):
     nets.save(tmp_path / "a.pt", net.spec, net.state_dict(), {"git": "x"})
     nets.save(tmp_path / "b.pt", net.spec, net.state_dict(), {"git": "x"})
@@ -175,7 +184,10 @@ def test_model_file_round_trip(net, tmp_path):
 
 
 def test_model_of_other_classes_names_the_layers():
-    with pytest.raises(InputError, match=r"stage1.pt: of another network or class count: score.weight 21x4x1x1 \(the net wants 5x4x1x1\)"):
+    with pytest.raises(
+        InputError,
+        match=r"stage1.pt: of another network or class count: score.weight 21x4x1x1 \(the net wants 5x4x1x1\)",
+    ):
         nets.load_state(DeconvNet(TINY, 5, 1e-5), DeconvNet(TINY, 21, 1e-5).state_dict(), "stage1.pt")
     with pytest.raises(InputError, match="and [0-9]+ more"):
         nets.load_state(DeconvNet(TINY, 5, None), DeconvNet(TINY, 5, 1e-5).state_dict(), "stage1.pt")

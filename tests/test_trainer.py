@@ -103,7 +103,11 @@ def test_same_seed_same_files_and_another_seed_others(folder):
     train.main(["stage1", *arguments("c")])
     assert not equal(weights("a-last.pt"), weights("c-last.pt"))
     saved = nets.read("a.pt")
-    assert saved["about"]["parameters"]["lr"] == 0.05 and len(saved["about"]["data"]) == 64 and saved["about"]["metrics"]["mean_iou"] > 0
+    assert (
+        saved["about"]["parameters"]["lr"] == 0.05
+        and len(saved["about"]["data"]) == 64
+        and saved["about"]["metrics"]["mean_iou"] > 0
+    )
 
 
 KILL = """
@@ -138,7 +142,17 @@ def test_a_killed_run_resumes_to_the_same_result(folder, kind, at, capsys):
 def test_two_processes_train_as_one(folder):
     write_params(folder, validate_every=1)
     train.main(["stage1", *arguments("one")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stages.train", "stage1", *arguments("two")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "stages.train",
+        "stage1",
+        *arguments("two"),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -156,7 +170,10 @@ def overfit(folder, eps):
     pictures = Pictures(folder / "dataset", set(table["image_id"]), 4, 1.0, CPU)
     batches = Batches(pictures, table, "scene", (64, 64), (64, 64), False, 0, 0.25, 8, CPU)
     batches.train_rows = batches.train_rows[:8]
-    run = Run(**RUN | {"steps": 120, "micro_batch": 8, "drop_at": [100], "validate_every": 120, "checkpoint_every": 1000})
+    run = Run(
+        **RUN
+        | {"steps": 120, "lr": 0.2, "micro_batch": 8, "drop_at": [100], "validate_every": 120, "checkpoint_every": 1000}
+    )
     torch.manual_seed(0)
     net = DeconvNet(Size(8, 64, 64), 4, eps)
     options = argparse.Namespace(
@@ -225,7 +242,9 @@ def test_a_vgg16_file_is_passed_on(folder):
 @pytest.mark.parametrize("lr", [1e30])
 def test_nan_stops_and_keeps_the_checkpoint(folder, lr):
     write_params(folder, checkpoint_every=1, warmup_steps=0, lr=lr)
-    with pytest.raises(InputError, match=r"loss is (nan|inf) at step \d+, learning rate 1e\+30, last finite loss .*lower lr"):
+    with pytest.raises(
+        InputError, match=r"loss is (nan|inf) at step \d+, learning rate 1e\+30, last finite loss .*lower lr"
+    ):
         train.main(["stage1", *arguments("a")])
     assert not (folder / "a.pt").exists()
 
@@ -243,7 +262,9 @@ def test_checkpoint_of_another_run(folder, monkeypatch):
     monkeypatch.setattr(Trainer, "_finish", lambda *_, **__: None)
     train.main(["stage1", *arguments("a")])
     write_params(folder, lr=0.01)
-    with pytest.raises(InputError, match=r"of another run, which differs in parameters.lr; remove checkpoints/a to start afresh"):
+    with pytest.raises(
+        InputError, match=r"of another run, which differs in parameters.lr; remove checkpoints/a to start afresh"
+    ):
         train.main(["stage1", *arguments("a")])
     params = json.loads((folder / "params.json").read_text())
     params["dataset"]["classes"] += ["more"]
@@ -282,7 +303,10 @@ def test_learning_rate_schedules():
         rates.append(steps._lr())
     assert rates == pytest.approx([0.025, 0.05, 0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005])
     optimiser = trainer.sgd(net, steps.run)
-    assert [(g["lr_scale"], g["weight_decay"], len(g["params"])) for g in optimiser.param_groups] == [(1, 5e-4, 1), (2, 0, 1)]
+    assert [(g["lr_scale"], g["weight_decay"], len(g["params"])) for g in optimiser.param_groups] == [
+        (1, 5e-4, 1),
+        (2, 0, 1),
+    ]
     with pytest.raises(ValueError, match="no multiple of batch_norm_crops"):
         replace(steps.run, batch_norm_crops=3)
 

@@ -42,7 +42,9 @@ def write_dataset(folder, images, seed=0):
         )  # fmt: skip
     kept = ["image_id", "height", "width", "image", "class_mask", "instance_mask"]
     folder.mkdir(exist_ok=True)
-    shards.write(folder / "train-000.parquet", pa.Table.from_pylist([{name: row[name] for name in kept} for row in rows]))
+    shards.write(
+        folder / "train-000.parquet", pa.Table.from_pylist([{name: row[name] for name in kept} for row in rows])
+    )
     return rows
 
 
@@ -51,7 +53,9 @@ def crop_table(rows):
     table = [
         (row["image_id"], int(x) - 6, int(y) - 6, w + 12, h + 12, instance, kind)
         for row in rows
-        for instance, ((x, y, w, h), kind) in enumerate(zip(row["instance_boxes"], row["instance_classes"], strict=True), 1)
+        for instance, ((x, y, w, h), kind) in enumerate(
+            zip(row["instance_boxes"], row["instance_classes"], strict=True), 1
+        )
     ]
     table = pd.DataFrame(table, columns=["image_id", "x", "y", "side_x", "side_y", "instance", "class_id"])
     return table.assign(copies=1 + (np.arange(len(table)) % 3 == 0))

@@ -35,7 +35,8 @@ class FcDeconv(nn.ConvTranspose2d):
 class DeconvNet(nn.Module):
     """Crops to class scores. `eps` is batch norm's epsilon, or None for a net without batch norm (claim (d)).
 
-    Deconvolutions start from zero-mean Gaussians of std 0.01, biases at 0 (release).
+    Deconvolutions start from zero-mean Gaussians of std 0.01, biases at 0 (release). In a narrower net the std grows as
+    the fan-in shrinks: under batch norm a weight's size is its inverse learning rate, and 0.01 would start wildly.
     """
 
     def __init__(self, size: Size, classes: int, eps: float | None):
@@ -52,7 +53,7 @@ class DeconvNet(nn.Module):
         self.score = nn.Conv2d(channels, classes, 1)
         for name, parameter in self.named_parameters():
             if name.endswith(("conv.weight", "score.weight")) and not name.startswith("encoder."):
-                nn.init.normal_(parameter, std=0.01)
+                nn.init.normal_(parameter, std=0.01 * (64 / size.width) ** 0.5)
             elif name.endswith(("conv.bias", "score.bias")):
                 nn.init.zeros_(parameter)
 

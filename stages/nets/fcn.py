@@ -25,7 +25,15 @@ class FCN(nn.Module):
     The score layers start at 0, the upsampling filters bilinear; the last upsampling stays so.
     """
 
-    def __init__(self, size: Size, classes: int, eps: float | None, stride: int = 8, skip_scales=(0.01, 0.0001), dropout: float = 0.5):
+    def __init__(
+        self,
+        size: Size,
+        classes: int,
+        eps: float | None,
+        stride: int = 8,
+        skip_scales=(0.01, 0.0001),
+        dropout: float = 0.5,
+    ):
         super().__init__()
         self.spec = {
             "kind": "fcn",
@@ -61,7 +69,9 @@ class FCN(nn.Module):
         x = F.dropout(self.encoder.fc6(pools[4]), self.dropout, self.training)
         x = F.dropout(self.encoder.fc7(x), self.dropout, self.training)
         x = self.score_fc7(x)  # (B, classes, H/32, W/32), about
-        skips = zip((pools[3], pools[2]), (kernel - 2, 2 * kernel - 5), self.skip_scales, self.score_pools, self.upsamplings)
+        skips = zip(
+            (pools[3], pools[2]), (kernel - 2, 2 * kernel - 5), self.skip_scales, self.score_pools, self.upsamplings
+        )
         for values, offset, scale, score, upsampling in skips:
             x = upsampling(x)  # (B, classes, 2H, 2W), about
             x = x + score(values * scale)[:, :, offset : offset + x.shape[2], offset : offset + x.shape[3]]

@@ -27,7 +27,10 @@ CONVENTIONS = {
 }
 # torchvision's names of the 13 convolutions and of fc6 and fc7.
 TORCHVISION = dict(
-    zip([*CONVS, "fc6", "fc7"], [f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)] + ["classifier.0", "classifier.3"])
+    zip(
+        [*CONVS, "fc6", "fc7"],
+        [f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)] + ["classifier.0", "classifier.3"],
+    )
 )
 
 
