@@ -191,10 +191,12 @@ def main():
     best = max(rates["ours"])
     flops, peak = flops_per_crop(net, batches.size), peak_flops(device, "bf16")
     print(
-        f"{device}, {torch.get_num_threads()} threads, width {size.width}, fc {size.fc_width}, input {size.input_size}, batch {batch}, bf16"
+        f"{device}, {torch.get_num_threads()} threads, width {size.width}, fc {size.fc_width}, "
+        f"input {size.input_size}, batch {batch}, bf16"
     )
     print(
-        f"ours: {best:.1f} crops/s (rounds {', '.join(f'{rate:.1f}' for rate in rates['ours'])}), {flops * best / peak:.1%} of {peak / 1e12:.2f} TFLOP/s"
+        f"ours: {best:.1f} crops/s (rounds {', '.join(f'{rate:.1f}' for rate in rates['ours'])}), "
+        f"{flops * best / peak:.1%} of {peak / 1e12:.2f} TFLOP/s"
     )
     if device.type == "cpu":
         share = data_time / (options.rounds * options.steps * batch / np.mean(rates["ours"]))
@@ -217,7 +219,8 @@ def main():
             )
         synchronise()
         print(
-            f"data path: {(time.perf_counter() - begin) / 20 * best / batch:.1%} of a step; peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+            f"data path: {(time.perf_counter() - begin) / 20 * best / batch:.1%} of a step; "
+            f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
         )
     if port:
         theirs_best = max(rates["port"])

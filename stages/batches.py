@@ -120,9 +120,9 @@ def cut(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Cut B windows, resize them to `resized`, take `size` from each at its corner, mirror those of `flips`.
 
-    images: int64 (B,). windows: int64 (B, 4) as x, y, side_x, side_y in px of the image, anywhere. resized, size: height
-    and width. corners: int64 (B, 2), x and y in the resized window. flips: bool (B,). instances: int64 (B,), the one
-    object whose class is kept (the rest is background, void stays void), or None for the labels as they are.
+    images: int64 (B,). windows: int64 (B, 4) as x, y, side_x, side_y in px of the image, anywhere. resized, size:
+    height and width. corners: int64 (B, 2), x and y in the resized window. flips: bool (B,). instances: int64 (B,), the
+    one object whose class is kept (the rest is background, void stays void), or None for the labels as they are.
 
     Returns float32 (B, 3, h, w) RGB 0 to 255, bilinear as `cv2.resize` and `F.interpolate` have it (at a window's edge
     its own pixels repeat), and uint8 (B, h, w) labels, nearest by pixel centres. Outside the image: black and void.

@@ -1,11 +1,10 @@
 """Encoder pre-training: what no VGG-16 file holds is learned by classifying crops, classes and background.
 
-The paper starts from VGG-16 trained on ILSVRC. Where `fetch.vgg16` brings that file, this stage passes its weights on and
-trains nothing. Where the file is empty (not configured), of another width, or partial, the encoder with fc6 and fc7 first
-learns to tell the crops of stage 1 and windows of background apart, and takes the place of ILSVRC's weights for both networks.
+The paper starts from VGG-16 trained on ILSVRC. Where `fetch.vgg16` brings that file, this stage passes its weights on
+and trains nothing. Where the file is empty (not configured), of another width, or partial, the encoder with fc6 and fc7
+first learns to tell the crops of stage 1 and windows of background apart, in the place of ILSVRC, for both networks.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +17,6 @@ from stages import nets, shards
 from stages.batches import Batches, Pictures
 from stages.cli import InputError, run, whole
 from stages.config import Range, load
-from stages.images import VOID
 from stages.nets.vgg import Classifier, Size, load_encoder, read_vgg16
 from stages.trainer import Run, Trainer, data_hash, git_revision, parser, place
 
@@ -74,8 +72,8 @@ def main(arguments: list[str]) -> None:
     classes = len(load(list[str], "dataset.classes", options.params))
     if not options.vgg16.exists():
         raise InputError(
-            f"{options.vgg16}: no such file; `dvc repro fetch@vgg16` gets it, and with no address in fetch.vgg16 the encoder is "
-            "pre-trained from scratch"
+            f"{options.vgg16}: no such file; `dvc repro fetch@vgg16` gets it, and with no address in fetch.vgg16 "
+            "the encoder is pre-trained from scratch"
         )
     state = read_vgg16(options.vgg16, params.size) if options.vgg16.stat().st_size else {}
 

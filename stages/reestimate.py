@@ -1,4 +1,4 @@
-"""Batch-norm statistics of a trained DeconvNet, estimated anew: their plain average over many forward passes (release)."""
+"""Batch-norm statistics of a trained DeconvNet, estimated anew: plain averages over many forward passes (release)."""
 
 import argparse
 from dataclasses import dataclass
@@ -57,8 +57,8 @@ def main(arguments: list[str]) -> None:
     table = shards.read(options.crops).to_pandas()
     pictures = Pictures(options.dataset, set(table["image_id"]), net.spec["classes"], params.memory_gb, device)
     batches = Batches(
-        pictures, table, "scene", (params.resized,) * 2, (net.encoder.size.input_size,) * 2, flip=True, seed=params.seed,
-        fraction=0, limit=0, device=device,
+        pictures, table, "scene", (params.resized,) * 2, (net.encoder.size.input_size,) * 2, flip=True,
+        seed=params.seed, fraction=0, limit=0, device=device,
     )  # fmt: skip
     reestimate(net.to(device, memory_format=torch.channels_last), batches, params.passes, params.batch)
     about = {

@@ -71,8 +71,8 @@ def main(arguments: list[str]) -> None:
             f"{large[0]}: {size} does not fit train_fcn.canvas {params.canvas[0]}x{params.canvas[1]}; enlarge it"
         )
     batches = Batches(
-        pictures, whole_images(ids, params.canvas), "scene", params.canvas, params.canvas, flip=params.flip, seed=params.run.seed,
-        fraction=params.run.held_out, limit=params.run.held_out_crops, device=where.device,
+        pictures, whole_images(ids, params.canvas), "scene", params.canvas, params.canvas, flip=params.flip,
+        seed=params.run.seed, fraction=params.run.held_out, limit=params.run.held_out_crops, device=where.device,
     )  # fmt: skip
     made_from = {
         "data": data_hash(options.dataset, options.crops),

@@ -1,7 +1,7 @@
 """The training loop: SGD, schedule, several devices, validation, checkpoints, curves, model files.
 
-A run is a function of its parameters and its data. What a step sees depends on (seed, step) alone, so a checkpoint holds
-weights, momentum, schedule and curves, no random state; killed at any moment, the same command ends in the same result.
+A run is a function of its parameters and its data. What a step sees depends on (seed, step) alone, so a checkpoint
+holds weights, momentum, schedule and curves, no random state; killed at any moment, the same command ends the same.
 Under `torchrun --nproc-per-node N` the batch is spread over N devices (NCCL; gloo on CPUs).
 """
 
@@ -70,7 +70,8 @@ class Run:
         """Micro-batches that a device adds up for a step."""
         if self.batch % (self.micro_batch * devices):
             raise InputError(
-                f"batch: {self.batch} is no multiple of micro_batch x devices = {self.micro_batch} x {devices}; change one of them"
+                f"batch: {self.batch} is no multiple of micro_batch x devices = "
+                f"{self.micro_batch} x {devices}; change one of them"
             )
         return self.batch // (self.micro_batch * devices)
 
@@ -135,8 +136,8 @@ def git_revision() -> str:
 class Trainer:
     """Trains `net` on `batches`. Every process of a group makes one; rank 0 writes.
 
-    options: the parsed arguments of `parser`. made_from: what else the result depends on (parameters, hashes), kept in the
-    model files and compared on resumption.
+    options: the parsed arguments of `parser`. made_from: what else the result depends on (parameters, hashes), kept in
+    the model files and compared on resumption.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class Trainer:
         self.step, self.rows, self.lr_factor = 0, [], 1.0
         self.best = {"mean_iou": -1.0}
         self.top_accuracy, self.stale = -1.0, 0
-        self.terminated = False
+        self.signalled = self.terminated = False  # by SIGTERM: this process; all of them, agreed on in `_look`
         # every step on a CPU, where looking costs nothing; on a GPU it waits for the queue of kernels to drain
         self.look_every = 1 if where.device.type == "cpu" else 20
 
@@ -165,13 +166,13 @@ class Trainer:
         """Run to the end, write model files, curves and metrics; return the metrics (rank 0, else None)."""
         run, where = self.run, self.where
         self._say(
-            f"batch {run.batch} = {run.micro_batch} x {self.accumulation} accumulation x {where.world} devices; batch norm over "
-            f"{run.batch_norm_crops or run.micro_batch}; {len(self.batches.train_rows)} crops an epoch, "
-            f"{len(self.batches.validation_rows)} held out; {where.device}, {run.precision}"
+            f"batch {run.batch} = {run.micro_batch} x {self.accumulation} accumulation x {where.world} devices; "
+            f"batch norm over {run.batch_norm_crops or run.micro_batch}; {len(self.batches.train_rows)} crops "
+            f"an epoch, {len(self.batches.validation_rows)} held out; {where.device}, {run.precision}"
         )
         self._resume()
-        previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "terminated", True))
-        begin, first, seen = time.monotonic(), self.step, 0
+        previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "signalled", True))
+        begin, first = time.monotonic(), self.step
         flops, peak = (
             (flops_per_crop(self.net, self.batches.size), peak_flops(where.device, run.precision))
             if not where.rank
@@ -188,7 +189,8 @@ class Trainer:
                     self._look()
                     rate = (self.step - first) * run.batch / (time.monotonic() - begin)
                     bar.set_postfix_str(
-                        f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s, {flops * rate / where.world / peak:.0%} of peak",
+                        f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s, "
+                        f"{flops * rate / where.world / peak:.0%} of peak",
                         refresh=False,
                     )
                     bar.update(self.step - bar.n)
@@ -239,7 +241,7 @@ class Trainer:
 
     def _look(self) -> None:
         """Fetch the losses since the last look; agree on them, and on SIGTERM, among the ranks."""
-        values = torch.stack([*self.pending, torch.tensor(float(self.terminated), device=self.where.device)])
+        values = torch.stack([*self.pending, torch.tensor(float(self.signalled), device=self.where.device)])
         if self.where.world > 1:
             dist.all_reduce(values)
             values /= self.where.world
@@ -248,10 +250,12 @@ class Trainer:
         for back, loss in zip(range(len(losses), 0, -1), losses, strict=True):
             if not math.isfinite(loss):
                 kept = f"{self.checkpoint} stays" if self.checkpoint.exists() else "no checkpoint yet"
-                last = f"{self.losses[-1]:.6g}" if self.losses else "of an earlier row of the curves"
+                finite = self.losses or [row["loss"] for row in self.rows[-1:]]  # the mean of the curves' last row
+                last = f"{finite[-1]:.6g}" if finite else "none"
                 raise InputError(
-                    f"loss is {loss} at step {self.step - back}, learning rate {self.optimiser.param_groups[0]['lr']:g}, "
-                    f"last finite loss {last}; {kept}; lower lr or raise warmup_steps"
+                    f"loss is {loss} at step {self.step - back}, "
+                    f"learning rate {self.optimiser.param_groups[0]['lr']:g}, last finite loss {last}; {kept}; "
+                    "lower lr or raise warmup_steps"
                 )
             self.losses.append(loss)
 

@@ -26,9 +26,9 @@ from tests.world import CPU, crop_table, write_dataset
 ROOT = Path(__file__).parent.parent
 SIZE = {"width": 4, "fc_width": 16, "input_size": 64}
 RUN = {
-    "steps": 8, "batch": 8, "micro_batch": 4, "batch_norm_crops": None, "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4,
-    "warmup_steps": 2, "drop_at": [6], "drop": 0.1, "patience": 1, "held_out": 0.25, "held_out_crops": 6, "validate_every": 4,
-    "checkpoint_every": 3, "precision": "float32", "compile": False, "memory_gb": 1, "seed": 7,
+    "steps": 8, "batch": 8, "micro_batch": 4, "batch_norm_crops": None, "lr": 0.05, "momentum": 0.9,
+    "weight_decay": 5e-4, "warmup_steps": 2, "drop_at": [6], "drop": 0.1, "patience": 1, "held_out": 0.25,
+    "held_out_crops": 6, "validate_every": 4, "checkpoint_every": 3, "precision": "float32", "compile": False, "memory_gb": 1, "seed": 7,
 }  # fmt: skip
 
 
@@ -58,7 +58,10 @@ def write_params(folder, **changes):
     run = RUN | changes
     params = {
         "dataset": {"classes": ["background", "red", "green", "blue"]},
-        "pretrain": {"size": SIZE, "convention": "imagenet1k_v1", "batch_norm_eps": 1e-5, "resized": 72, "background": 0.2, "run": run},
+        "pretrain": {
+            "size": SIZE, "convention": "imagenet1k_v1", "batch_norm_eps": 1e-5, "resized": 72, "background": 0.2,
+            "run": run,
+        },
         "train": {"batch_norm_eps": 1e-5, "resized": 72, "flip": True, "stage1": run, "stage2": run},
         "train_fcn": {
             "batch_norm_eps": None, "skip_scales": [1, 1], "dropout": 0.5, "canvas": [96, 96], "flip": True, "run": run,
@@ -69,8 +72,8 @@ def write_params(folder, **changes):
 
 
 def arguments(name, init="encoder.pt"):
-    line = f"--dataset dataset --crops crops.parquet --out {name}.pt --last {name}-last.pt --curves {name}.csv --metrics {name}.json"
-    return f"{line} --checkpoints checkpoints/{name} --params params.json --init {init}".split()
+    line = f"--dataset dataset --crops crops.parquet --out {name}.pt --last {name}-last.pt --curves {name}.csv"
+    return f"{line} --metrics {name}.json --checkpoints checkpoints/{name} --params params.json --init {init}".split()
 
 
 def weights(path):
@@ -201,7 +204,8 @@ def test_pretrain_fcn_and_reestimate(folder):
     assert isinstance(nets.load("fcn.pt")[0], nets.FCN)
     train.main(["stage1", *arguments("s1", init="encoder2.pt")])
     train.main(["stage2", *arguments("s2", init="s1.pt")])
-    reestimate.main("--dataset dataset --crops crops.parquet --model s2.pt --out d.pt --params params.json".split())
+    files = "--dataset dataset --crops crops.parquet --model s2.pt"
+    reestimate.main([*files.split(), "--out", "d.pt", "--params", "params.json"])
     before, after = weights("s2.pt"), weights("d.pt")
     for name in before:
         assert torch.equal(before[name], after[name]) != ("running" in name or "batches" in name), name

@@ -70,8 +70,13 @@ class FCN(nn.Module):
         x = F.dropout(self.encoder.fc7(x), self.dropout, self.training)
         x = self.score_fc7(x)  # (B, classes, H/32, W/32), about
         skips = zip(
-            (pools[3], pools[2]), (kernel - 2, 2 * kernel - 5), self.skip_scales, self.score_pools, self.upsamplings
-        )
+            (pools[3], pools[2]),
+            (kernel - 2, 2 * kernel - 5),
+            self.skip_scales,
+            self.score_pools,
+            self.upsamplings,
+            strict=False,
+        )  # FCN-16s and 32s have fewer scores
         for values, offset, scale, score, upsampling in skips:
             x = upsampling(x)  # (B, classes, 2H, 2W), about
             x = x + score(values * scale)[:, :, offset : offset + x.shape[2], offset : offset + x.shape[3]]

@@ -2,8 +2,8 @@
 
 Unpooling is the transpose of pooling's backward pass and the reverse, so two primitives serve all four directions:
 `_place` writes values to their switches with zeros around them, `_pick` reads them. A switch is one byte, the corner of
-its 2x2 window (0 1 / 2 3), where torch keeps an int64 index into the map: an eighth of the memory, no index scatter, and
-channels-last stays channels-last. Among equal values the first in reading order wins, as in torch.
+its 2x2 window (0 1 / 2 3), where torch keeps an int64 index into the map: an eighth of the memory, no index scatter,
+and channels-last stays channels-last. Among equal values the first in reading order wins, as in torch.
 
 Eager CPU kernels are the exception: there torch's own pair was measured faster (2 cores, 32 x 16 x 64 x 64 bfloat16,
 forward and backward: 6 ms against 14 ms), so `pool` uses it and returns its int64 indices as switches.

@@ -30,6 +30,7 @@ TORCHVISION = dict(
     zip(
         [*CONVS, "fc6", "fc7"],
         [f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)] + ["classifier.0", "classifier.3"],
+        strict=True,
     )
 )
 
@@ -123,8 +124,8 @@ def read_vgg16(path: str | Path, size: Size) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(
-            f"{path}: no such file; get torchvision's vgg16-397923af.pth (the fetch stage does), or leave the VGG-16 file "
-            "empty to pre-train from scratch"
+            f"{path}: no such file; get torchvision's vgg16-397923af.pth (the fetch stage does), or leave the VGG-16 "
+            "file empty to pre-train from scratch"
         ) from None
     except Exception as error:
         raise InputError(f"{path}: not a PyTorch state dict: {' '.join(str(error).split())[:200]}") from None
@@ -145,8 +146,9 @@ def read_vgg16(path: str | Path, size: Size) -> dict[str, Tensor]:
 def load_encoder(encoder: VGG16, state: dict[str, Tensor], eps: float | None) -> list[str]:
     """Put `state`, all or part of a VGG16's, into `encoder`; return the layers that it lacks, which stay as they were.
 
-    eps: of the batch norm that `state` was learned with, None if without. Weights learned with batch norm go into a net without it by folding: in evaluation batch norm is a scale and a shift
-    of each channel. Weights learned without it go under the net's fresh batch norm, as in the release.
+    eps: of the batch norm that `state` was learned with, None if without. Weights learned with batch norm go into a net
+    without it by folding: in evaluation batch norm is a scale and a shift of each channel. Weights learned without it
+    go under the net's fresh batch norm, as in the release.
     """
     wanted = encoder.state_dict()
     if eps is not None and not any(".norm." in name for name in wanted):
