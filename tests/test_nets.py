@@ -1,0 +1,199 @@
+"""Networks: the published sizes, torchvision's VGG-16, unpooling, model files."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from stages import nets
+from stages.cli import InputError
+from stages.nets.deconvnet import DeconvNet, FcDeconv
+from stages.nets.fcn import FCN, bilinear
+from stages.nets.layers import BatchNorm
+from stages.nets.switches import corner_pool, corner_unpool
+from stages.nets.vgg import CONVENTIONS, TORCHVISION, VGG16, Classifier, Size, load_encoder, read_vgg16
+
+PAPER = Size(64, 4096, 224)
+TINY = Size(4, 16, 64)
+
+
+def parameters(net):
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_deconvnet_has_the_papers_parameters():
+    with torch.device("meta"):
+        net = DeconvNet(PAPER, 21, 1e-9)
+    assert parameters(net) == 251_805_653
+    assert (
+        parameters(net.encoder) - sum(parameters(m) for m in net.encoder.modules() if isinstance(m, BatchNorm))
+        == 134_260_544
+    )
+    assert sum(parameters(m) for m in net.modules() if isinstance(m, BatchNorm)) == 33_408
+    assert net.to("meta")(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 21, 224, 224)
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize("height, width", [(500, 375), (333, 500), (64, 97)])
+def test_fcn_scores_every_pixel(stride, height, width):
+    with torch.device("meta"):
+        net = FCN(PAPER, 21, None, stride)
+    assert abs(parameters(net) - 134.5e6) < 0.5e6
+    assert net.eval()(torch.empty(1, 3, height, width, device="meta")).shape == (1, 21, height, width)
+
+
+@pytest.mark.parametrize("size", [TINY, Size(4, 16, 224)], ids=["kernel 2", "kernel 7"])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_fcn_scores_lie_where_the_image_is(size, stride):
+    """A net that averages shows a bright square where it is, to within half a stride."""
+    net = FCN(size, 1, None, stride, skip_scales=(1.0, 1.0)).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "upsampling" not in name:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0 / parameter[0].numel())
+        net.encoder.mean.zero_()
+        image = torch.zeros(1, 3, 320, 320)
+        image[:, :, 96:160, 160:224] = 255
+        scores = net(image)[0, 0]
+    mass = scores / scores.sum()
+    place = torch.arange(320) + 0.5
+    assert abs(float((mass.sum(1) * place).sum()) - 128) < stride / 2 + 8
+    assert abs(float((mass.sum(0) * place).sum()) - 192) < stride / 2 + 8
+
+
+def test_bilinear_filter_interpolates():
+    ramp = torch.arange(6.0).expand(1, 1, 6, 6)
+    up = F.conv_transpose2d(ramp, bilinear(4)[None, None], stride=4)[0, 0, 12, 8:20]
+    torch.testing.assert_close(up.diff(), torch.full((11,), 0.25))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_switches_equal_torch_with_gradients_and_ties(layout, dtype):
+    torch.manual_seed(0)
+    x = torch.randint(-2, 3, (3, 5, 8, 12)).relu().to(dtype).contiguous(memory_format=layout)  # mostly ties
+    weight, inner = torch.randn(3, 5, 8, 12).to(dtype), torch.randn(3, 5, 4, 6).to(dtype)
+    results = []
+    for ours in (False, True):
+        leaf, middle = x.clone().requires_grad_(), inner.clone().requires_grad_()
+        if ours:
+            pooled, switches = corner_pool(leaf)
+            out = corner_unpool(middle * pooled, switches)
+        else:
+            pooled, switches = F.max_pool2d(leaf, 2, return_indices=True)
+            out = F.max_unpool2d(middle * pooled, switches, 2)
+        (out * weight).sum().backward()
+        results.append((pooled, out, leaf.grad, middle.grad))
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_fc_deconv_is_a_transposed_convolution():
+    layer = FcDeconv(6, 4, 7)
+    x = torch.randn(3, 6, 1, 1)
+    torch.testing.assert_close(layer(x), F.conv_transpose2d(x, layer.weight, layer.bias))
+
+
+def test_batch_norm_over_groups_is_the_release_accumulation():
+    whole, parts = BatchNorm(4), BatchNorm(4)
+    whole.crops = 2
+    x = torch.randn(6, 4, 3, 3)
+    torch.testing.assert_close(whole(x), torch.cat([parts(part) for part in x.split(2)]))
+    torch.testing.assert_close(whole.running_var, parts.running_var)
+
+
+@pytest.fixture(scope="module")
+def vgg16():
+    torch.manual_seed(0)
+    return torchvision.models.vgg16(num_classes=2).eval()
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_activations_equal_torchvision(vgg16, convention, tmp_path):
+    """The same image through torchvision's preprocessing and net, and through ours: equal up to fc7."""
+    torch.save(vgg16.state_dict(), tmp_path / "vgg16.pth")
+    encoder = VGG16(PAPER, eps=None).eval()
+    assert load_encoder(encoder, read_vgg16(tmp_path / "vgg16.pth", PAPER), eps=None) == []
+    encoder.set_convention(convention)
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8), (0, 0), 3)
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    if convention == "imagenet1k_v1":
+        transform = torchvision.models.VGG16_Weights.IMAGENET1K_V1.transforms(crop_size=224, resize_size=224)
+    else:
+        transform = torchvision.models.VGG16_Weights.IMAGENET1K_FEATURES.transforms(crop_size=224, resize_size=224)
+    with torch.no_grad():
+        expected = vgg16.features(transform(image))
+        pool5 = encoder.pools(encoder.normalise(image))[-1][0]
+        torch.testing.assert_close(pool5, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        fc7 = encoder.fc7(encoder.fc6(pool5)).flatten(1)
+        expected = vgg16.classifier[:5](expected.flatten(1))
+        torch.testing.assert_close(fc7, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_partial_and_narrow_files(vgg16, tmp_path):
+    state = vgg16.state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("features.28")}
+    state["classifier.0.weight"] = torch.full_like(state["classifier.0.weight"], torch.nan)
+    torch.save(state, tmp_path / "part.pth")
+    encoder = VGG16(PAPER, eps=None)
+    assert load_encoder(encoder, read_vgg16(tmp_path / "part.pth", PAPER), eps=None) == ["conv5_3", "fc6"]
+    assert torch.equal(encoder.conv1_1.conv.weight, state["features.0.weight"])
+    assert read_vgg16(tmp_path / "part.pth", TINY) == {}
+
+
+def test_folding_batch_norm_keeps_the_function():
+    torch.manual_seed(0)
+    with_norm, without = VGG16(TINY, 1e-3).eval(), VGG16(TINY, None).eval()
+    for module in with_norm.modules():
+        if isinstance(module, BatchNorm):
+            for tensor in (module.weight, module.running_var):
+                torch.nn.init.uniform_(tensor, 0.5, 2)
+            torch.nn.init.normal_(module.running_mean)
+    assert load_encoder(without, with_norm.state_dict(), eps=1e-3) == []
+    image = torch.randint(0, 256, (2, 3, 64, 64))
+    for (expected, _), (found, _) in zip(
+        *(net.pools(net.normalise(image)) for net in (with_norm, without)), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "content, message", [(b"junk", "not a PyTorch state dict"), ({"a": torch.zeros(1)}, "holds no layer")]
+)
+def test_wrong_vgg16_file(content, message, tmp_path):
+    path = tmp_path / "vgg16.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(InputError, match=message):
+        read_vgg16(path, PAPER)
+    with pytest.raises(InputError, match="pre-train from scratch"):
+        read_vgg16(tmp_path / "absent.pth", PAPER)
+
+
+@pytest.mark.parametrize(
+    "net", [DeconvNet(TINY, 5, 1e-5), FCN(TINY, 5, None), Classifier(TINY, 5, None)], ids=lambda net: net.spec["kind"]
+)
+def test_model_file_round_trip(net, tmp_path):
+    nets.save(tmp_path / "a.pt", net.spec, net.state_dict(), {"git": "x"})
+    nets.save(tmp_path / "b.pt", net.spec, net.state_dict(), {"git": "x"})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    loaded, about = nets.load(tmp_path / "a.pt")
+    image = torch.randint(0, 256, (1, 3, 64, 64))
+    assert torch.equal(loaded(image), net.eval()(image)) and about == {"git": "x"} and not loaded.training
+
+
+def test_model_of_other_classes_names_the_layers():
+    with pytest.raises(
+        InputError,
+        match=r"stage1.pt: of another network or class count: score.weight 21x4x1x1 \(the net wants 5x4x1x1\)",
+    ):
+        nets.load_state(DeconvNet(TINY, 5, 1e-5), DeconvNet(TINY, 21, 1e-5).state_dict(), "stage1.pt")
+    with pytest.raises(InputError, match="and [0-9]+ more"):
+        nets.load_state(DeconvNet(TINY, 5, None), DeconvNet(TINY, 5, 1e-5).state_dict(), "stage1.pt")
+
+
+def test_torchvision_names_are_torchvisions(vgg16):
+    assert {f"{name}.weight" for name in TORCHVISION.values()} == {
+        name for name, tensor in vgg16.state_dict().items() if name.endswith("weight") and tensor.shape[0] != 2
+    }
