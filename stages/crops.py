@@ -1,4 +1,4 @@
-"""Data set and proposals -> the tables of training windows of stage 1 and stage 2 (paper sections 3 and 4.1).
+"""Data set and proposals -> the tables of training windows of stage 1 and stage 2 (paper 4.2, 6.1).
 
 Stage 1: one window for every annotated object, its tight box with context. Stage 2: one for every proposal that
 overlaps an object enough. Classes are balanced by redundancy: each class that occurs gets `per_class` examples,

@@ -1,4 +1,4 @@
-"""Data set shards -> EdgeBoxes object proposals, about 2,000 an image (paper 4.2; Zitnick, Dollar, ECCV 2014).
+"""Data set shards -> EdgeBoxes object proposals, about 2,000 an image (paper 6.1; Zitnick, Dollar, ECCV 2014).
 
 A row of data/proposals/{split}-NNN.parquet: `image_id` · `rank` 1 for the best · `x`, `y`, `width`, `height` px ·
 `objectness`. Rows are sorted by image and rank.

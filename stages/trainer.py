@@ -125,10 +125,14 @@ def file_hash(path: Path) -> str:
 
 
 def git_revision() -> str:
-    """The commit of this code, with + where the tree differs from it; "unknown" outside of a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    """The commit of this code, with + where stages/ differs from it; "unknown" outside of a git checkout."""
+
+    def git(*command: str) -> str:
+        here = ["git", "-C", str(Path(__file__).parent)]
+        return subprocess.run([*here, *command], capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -147,6 +151,7 @@ class Trainer:
         self.accumulation = run.accumulation(where.world)
         assert run.batch == run.micro_batch * self.accumulation * where.world
         self.made_from = made_from | {"parameters": dataclasses.asdict(run), "spec": net.spec}
+        self.made_from["code"] = shards.code(__file__)  # a checkpoint of other code is of another run
         self.net = net.to(where.device, memory_format=torch.channels_last)
         set_batch_norm_crops(net, run.batch_norm_crops)
         # Ranks normalise with their own statistics, as micro-batches do; `_share_statistics` averages what they keep.
@@ -309,12 +314,12 @@ class Trainer:
         return self.options.checkpoints / "checkpoint.pt"
 
     # What a checkpoint holds beside the weights and the momentum.
-    STATE = ("step", "rows", "losses", "lr_factor", "best", "top_accuracy", "stale", "made_from")
+    STATE = ("step", "rows", "losses", "lr_factor", "best", "top_accuracy", "stale")
 
     def _save_checkpoint(self) -> None:
         self._share_statistics()
         if self.where.rank == 0:
-            state = {name: getattr(self, name) for name in self.STATE}
+            state = {name: getattr(self, name) for name in self.STATE} | {"made_from": self.made_from}
             with whole(self.checkpoint) as file:
                 torch.save(state | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, file)
 
@@ -322,15 +327,16 @@ class Trainer:
         if not self.checkpoint.exists():
             return
         saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        nets.load_state(self.net, saved["net"], self.checkpoint)
-        differing = [
-            name for name, value in _flat(self.made_from) if dict(_flat(saved["made_from"])).get(name) != value
-        ]
+        # How the work is laid out may change in mid-run, but not which crops batch norm sees at once.
+        free = {f"parameters.{name}" for name in ("memory_gb", "checkpoint_every", "compile")}
+        if self.run.batch_norm_crops:
+            free.add("parameters.micro_batch")
+        before = dict(_flat(saved["made_from"]))
+        differing = [name for name, value in _flat(self.made_from) if name not in free and before.get(name) != value]
         if differing:
-            raise InputError(
-                f"{self.checkpoint}: of another run, which differs in {', '.join(differing)}; "
-                f"remove {self.options.checkpoints} to start afresh"
-            )
+            self._say(f"{self.checkpoint}: of another run, which differs in {', '.join(differing)}: starting afresh")
+            return
+        nets.load_state(self.net, saved["net"], self.checkpoint)
         self.optimiser.load_state_dict(saved["optimiser"])
         for name in self.STATE:
             setattr(self, name, saved[name])
@@ -349,11 +355,11 @@ class Trainer:
             scores = {name.removeprefix("held_out_"): value for name, value in self.rows[-1].items()}
             nets.save(self.options.last, self.net.spec, last, about | {"metrics": scores})
         self._write_curves()
-        metrics = self.best | {"crops_per_second": round(rate, 1)}
+        metrics = self.best  # the rate is no part of it: it would differ from run to run
         with whole(self.options.metrics) as file:
             file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(self.options.checkpoints)
-        self._say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        self._say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) + f"; {rate:.1f} crops/s")
         return metrics
 
     def _write_curves(self) -> None:

@@ -263,19 +263,27 @@ def test_out_of_memory_says_what_to_lower(folder, monkeypatch):
         train.main(["stage1", *arguments("a")])
 
 
-def test_checkpoint_of_another_run(folder, monkeypatch):
-    monkeypatch.setattr(Trainer, "_finish", lambda *_, **__: None)
-    train.main(["stage1", *arguments("a")])
-    write_params(folder, lr=0.01)
-    with pytest.raises(
-        InputError, match=r"of another run, which differs in parameters.lr; remove checkpoints/a to start afresh"
-    ):
+def test_checkpoint_of_another_run_is_left_alone(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_finish", lambda *_, **__: None)  # as if killed after the last checkpoint
         train.main(["stage1", *arguments("a")])
+        write_params(folder, memory_gb=2, checkpoint_every=4)
+        train.main(["stage1", *arguments("a")])
+    assert "resuming after step 6" in capsys.readouterr().out
+    write_params(folder, lr=0.01)
+    train.main(["stage1", *arguments("a")])
+    assert "of another run, which differs in parameters.lr: starting afresh" in capsys.readouterr().out
+    train.main(["stage1", *arguments("b")])
+    assert (folder / "a.pt").read_bytes() == (folder / "b.pt").read_bytes()
+
+
+def test_a_model_of_another_class_count_names_the_layers(folder):
+    train.main(["stage1", *arguments("a")])
     params = json.loads((folder / "params.json").read_text())
     params["dataset"]["classes"] += ["more"]
     (folder / "params.json").write_text(json.dumps(params))
-    with pytest.raises(InputError, match="of another network or class count: score.weight 4x4x1x1"):
-        train.main(["stage1", *arguments("a")])
+    with pytest.raises(InputError, match=r"a\.pt: of another network or class count: score.weight 4x4x1x1"):
+        train.main(["stage2", *arguments("b", init="a.pt")])
 
 
 def test_batch_must_divide(folder):
