@@ -1,8 +1,8 @@
 """Training crops per second against a plain port: eager float32 DeconvNet with MaxUnpool2d, a DataLoader of 2 workers
 with Pillow and torchvision transforms.
 
-    python benchmarks/bench_train.py                    # CPU: demo size, both turn by turn in one run
-    python benchmarks/bench_train.py --paper            # a GPU: full size, batch 64, bf16, without the port
+    python -m benchmarks.bench_train                    # CPU: demo size, both turn by turn in one run
+    python -m benchmarks.bench_train --paper            # a GPU: full size, batch 64, bf16, without the port
 """
 
 import argparse
@@ -19,13 +19,12 @@ import torchvision.transforms.v2.functional as T
 from PIL import Image
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from stages.batches import Batches, Pictures, cut  # noqa: E402
-from stages.images import VOID, decode_image, decode_mask  # noqa: E402
-from stages.nets.deconvnet import DeconvNet  # noqa: E402
-from stages.nets.vgg import Size  # noqa: E402
-from stages.trainer import flops_per_crop, peak_flops, pixel_loss  # noqa: E402
-from tests.world import crop_table, write_dataset  # noqa: E402
+from stages.batches import Batches, Pictures, cut
+from stages.images import VOID, decode_image, decode_mask
+from stages.nets.deconvnet import DeconvNet
+from stages.nets.vgg import Size
+from stages.trainer import flops_per_crop, peak_flops, pixel_loss
+from tests.world import crop_table, write_dataset
 
 
 class Port(nn.Module):
@@ -113,14 +112,14 @@ def synchronise():
         torch.cuda.synchronize()
 
 
-def main():
+def main(_=None, arguments=()):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paper", action="store_true", help="full size, batch 64; wants a GPU")
     parser.add_argument("--batch", type=int, help="crops a step")
     parser.add_argument("--steps", type=int, default=20, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, ours and the port in turn")
     parser.add_argument("--no-compile", action="store_true", help="with --paper: eager")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, resized = (Size(64, 4096, 224), 250) if options.paper else (Size(16, 256, 64), 72)
     batch = options.batch or (64 if options.paper else 32)
@@ -229,4 +228,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments=sys.argv[1:])

@@ -304,6 +304,7 @@ def main(arguments: list[str]) -> None:
         progress(total=len(sources), unit="image") as bar,
     ):
         out.mkdir()
+        written = None
         for split in ("train", "val", "test"):
             members = [source for source in sources if source.split == split]
             count = -(-len(members) // params.shard_images)
@@ -313,7 +314,14 @@ def main(arguments: list[str]) -> None:
                 for row in pool.map(read, members[edges[number] : edges[number + 1]]):
                     rows.append(row)
                     bar.update()
-                shards.write(out / f"{split}-{number:03d}.parquet", pa.Table.from_pylist(rows, SCHEMA))
+                if written:
+                    written.result()  # one shard is written while the next is read: two in memory, no more
+                written = pool.submit(write, out / f"{split}-{number:03d}.parquet", rows)
+        written.result()
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    shards.write(path, pa.Table.from_pylist(rows, SCHEMA))
 
 
 if __name__ == "__main__":

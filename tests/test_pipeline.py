@@ -56,6 +56,14 @@ def test_stages_know_neither_dvc_nor_snakemake_nor_each_other():
         )
 
 
+def test_training_runs_on_a_bare_gpu_machine():
+    """One with torch, torchvision, numpy, pandas, pyarrow, opencv and tqdm alone."""
+    absent = ["dvc", "hypothesis", "pydensecrf", "requests", "scipy", "sklearn", "snakemake", "yaml"]
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
+    code += "\n".join(f"import stages.{module}" for module in ("pretrain", "train", "train_fcn", "reestimate"))
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
 def test_parameters_that_stages_list_exist():
     for folder in (REPOSITORY, REPOSITORY / "demo"):
         params = yaml.safe_load((folder / "params.yaml").read_text())
