@@ -163,6 +163,7 @@ class Trainer:
         self.step, self.rows, self.lr_factor = 0, [], 1.0
         self.best = {"mean_iou": -1.0}
         self.top_accuracy, self.stale = -1.0, 0
+        self.saved_at: int | None = None  # step of the checkpoint that this process wrote last
         self.signalled = self.terminated = False  # by SIGTERM: this process; all of them, agreed on in `_look`
         # every step on a CPU, where looking costs nothing; on a GPU it waits for the queue of kernels to drain
         self.look_every = 1 if where.device.type == "cpu" else 20
@@ -254,6 +255,7 @@ class Trainer:
         self.terminated, self.pending = terminated > 0, []
         for back, loss in zip(range(len(losses), 0, -1), losses, strict=True):
             if not math.isfinite(loss):
+                self._forget_checkpoint(of=self.step - back)
                 kept = f"{self.checkpoint} stays" if self.checkpoint.exists() else "no checkpoint yet"
                 finite = self.losses or [row["loss"] for row in self.rows[-1:]]  # the mean of the curves' last row
                 last = f"{finite[-1]:.6g}" if finite else "none"
@@ -313,6 +315,10 @@ class Trainer:
     def checkpoint(self) -> Path:
         return self.options.checkpoints / "checkpoint.pt"
 
+    @property
+    def previous(self) -> Path:
+        return self.options.checkpoints / "previous.pt"
+
     # What a checkpoint holds beside the weights and the momentum.
     STATE = ("step", "rows", "losses", "lr_factor", "best", "top_accuracy", "stale")
 
@@ -320,8 +326,20 @@ class Trainer:
         self._share_statistics()
         if self.where.rank == 0:
             state = {name: getattr(self, name) for name in self.STATE} | {"made_from": self.made_from}
+            self.previous.unlink(missing_ok=True)
+            if self.checkpoint.exists():
+                os.link(self.checkpoint, self.previous)
+            self.saved_at = self.step
             with whole(self.checkpoint) as file:
                 torch.save(state | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, file)
+
+    def _forget_checkpoint(self, of: int) -> None:
+        """Put the checkpoint before in the place of the one after step `of`, whose weights gave no finite loss."""
+        if self.where.rank == 0 and self.saved_at == of:
+            if self.previous.exists():
+                os.replace(self.previous, self.checkpoint)
+            else:
+                self.checkpoint.unlink()
 
     def _resume(self) -> None:
         if not self.checkpoint.exists():

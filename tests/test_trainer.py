@@ -244,14 +244,31 @@ def test_a_vgg16_file_is_passed_on(folder):
     assert isinstance(net.encoder.conv5_3.norm, BatchNorm)
 
 
-@pytest.mark.parametrize("lr", [1e30])
-def test_nan_stops_and_keeps_the_checkpoint(folder, lr):
-    write_params(folder, checkpoint_every=1, warmup_steps=0, lr=lr)
-    with pytest.raises(
-        InputError, match=r"loss is (nan|inf) at step \d+, learning rate 1e\+30, last finite loss .*lower lr"
-    ):
+@pytest.mark.parametrize(("every", "fails", "kept"), [(3, 5, 3), (1, 3, 2), (1, 1, None)])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(folder, monkeypatch, every, fails, kept):
+    """A checkpoint whose weights gave no finite loss is not good: the one before takes its place."""
+    write_params(folder, checkpoint_every=every, drop_at=[], warmup_steps=0)
+    whole = Batches.train
+
+    def spoiled(self, step, *rest):
+        images, labels = whole(self, step, *rest)
+        return images * (float("nan") if step == fails else 1), labels
+
+    monkeypatch.setattr(Batches, "train", spoiled)
+    stays = "no checkpoint yet" if kept is None else "checkpoint.pt stays"
+    message = rf"loss is nan at step {fails}, learning rate 0\.05, last finite loss \d\S+; .*{stays}; lower lr"
+    with pytest.raises(InputError, match=message):
         train.main(["stage1", *arguments("a")])
+    checkpoint = folder / "checkpoints/a/checkpoint.pt"
+    assert (torch.load(checkpoint)["step"] if checkpoint.exists() else None) == kept
     assert not (folder / "a.pt").exists()
+
+
+def test_a_learning_rate_that_is_too_high_stops(folder):
+    write_params(folder, checkpoint_every=1, warmup_steps=0, lr=1e30)
+    with pytest.raises(InputError, match=r"loss is (nan|inf) at step 1, learning rate 1e\+30"):
+        train.main(["stage1", *arguments("a")])
+    assert not (folder / "checkpoints/a/checkpoint.pt").exists()
 
 
 def test_out_of_memory_says_what_to_lower(folder, monkeypatch):
