@@ -44,8 +44,8 @@ bench: $(VENV)  ## speed against plain equivalents, as ratios of one run
 
 .PHONY: lock
 lock: $(BOOTSTRAP)  ## pin in requirements.txt what pyproject.toml asks for
-	$(UV) pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url \
-	    --no-emit-find-links --custom-compile-command 'make lock' --quiet --output-file requirements.txt
+	$(UV) pip compile pyproject.toml --group dev --universal --generate-hashes \
+	    --custom-compile-command 'make lock' --quiet --output-file requirements.txt
 
 .uv/bin/uv:
 	python3 -m venv .uv

@@ -115,7 +115,7 @@ def pass_on(net: Classifier, state: dict, options) -> None:
     weights |= {"encoder.mean": net.encoder.mean, "encoder.std": net.encoder.std}
     nets.save(options.out, spec, weights, {"module": "Classifier", "git": git_revision(), "source": str(options.vgg16)})
     with whole(options.curves) as file:
-        pd.DataFrame(columns=["step", "lr", "loss"]).to_csv(file, index=False)
+        pd.DataFrame(columns=["step", "lr", "loss", "held_out_loss"]).to_csv(file, index=False)
     with whole(options.metrics) as file:
         file.write_text('{"steps": 0}\n', encoding="utf-8")
 

@@ -219,7 +219,7 @@ def main(arguments: list[str]) -> None:
     with whole(options.metrics) as file:
         file.write_text(json.dumps(metrics, indent=2) + "\n")
     with whole(options.plot) as file:
-        frame.drop(columns="objects").round(4).to_csv(file, index=False)
+        frame.pivot(index="boxes", columns="iou", values="recall").add_prefix("recall_iou_").round(4).to_csv(file)
 
 
 if __name__ == "__main__":
