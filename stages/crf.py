@@ -45,7 +45,7 @@ def refine(class_scores: np.ndarray, image: np.ndarray, params: Params) -> np.nd
     field.addPairwiseBilateral(
         sxy=params.appearance_sxy,
         srgb=params.appearance_srgb,
-        rgbim=np.ascontiguousarray(image),
+        rgbim=np.array(image),  # pydensecrf wants one that it could write to
         compat=params.appearance_weight,
     )
     marginals = np.asarray(field.inference(params.iterations))  # (C, H*W)

@@ -211,12 +211,17 @@ def whole_images(
     yield from forward(group) if group else ()
 
 
-def fingerprint(dataset: Path, proposals: Path, model: Path, growth: bool, params: Params, frame: Frame) -> str:
-    """What a shard of scores is made from; batch sizes are no part of it."""
-    own = asdict(params) | {"splits": None, "fcn_batch": None, "growth": params.growth if growth else None}
-    own["deconvnet"] |= {"batch": None}
-    inputs = [shards.footer(path).get("content", "") for path in (dataset, proposals)]
-    return shards.fingerprint(__file__, [own, asdict(frame)], *inputs, _hash(model))
+def fingerprint(
+    dataset: Path, proposals: Path | None, model: Path, growth: bool, params: Params, frame: Frame
+) -> str:
+    """What a shard of scores is made from; batch sizes are no part of it. proposals: None for FCN-8s."""
+    if proposals is None:
+        own, paths = {"precision": params.precision, "canvas": frame.canvas}, [dataset]
+    else:
+        own = asdict(params.deconvnet) | {"batch": None, "context": frame.context, "square": frame.square}
+        own |= {"precision": params.precision, "growth": params.growth if growth else None}
+        paths = [dataset, proposals]
+    return shards.fingerprint(__file__, own, *(shards.footer(path).get("content", "") for path in paths), _hash(model))
 
 
 @functools.cache
@@ -290,7 +295,8 @@ def main(arguments: list[str]) -> None:
             }
             | scores.encode(result.cpu().numpy())
         )
-    mark = fingerprint(options.dataset, options.proposals, options.model, options.growth, params, around)
+    proposals = None if net.spec["kind"] == "fcn" else options.proposals
+    mark = fingerprint(options.dataset, proposals, options.model, options.growth, params, around)
     shards.write(options.out, pa.Table.from_pylist(table, scores.SCHEMA), mark)
 
 

@@ -38,7 +38,7 @@ HEIGHT, WIDTH = 160, 200  # px
 VOID = 255
 SAMPLES = 3  # samples a pixel along each axis; odd, so that one is the pixel's centre, which decides its label
 SIZES = 16.0, 190.0  # px, the larger side of an object, log-uniform between
-THIN = 2.2  # px, the least width of a ring or a table leg
+THIN = 3.0  # px, the least width of a ring or a table leg
 MIN_PIXELS, MIN_VISIBLE = 16, 0.5  # an object of less, or of which less is seen, is not drawn
 DRAWN = 1_300_000_000  # s since 1970: the files' time in the archives, March 2011
 
@@ -143,7 +143,7 @@ class Kind:
     share: float  # of the objects
 
 
-HUE_SPREAD = 15.0  # degrees, standard deviation: neighbours overlap, so that hue alone does not tell the class
+HUE_SPREAD = 10.0  # degrees, standard deviation: neighbours overlap, so that hue alone does not tell the class
 KINDS = (
     Kind("ball", disc, stripes, 0, 0.18),
     Kind("crate", box, stripes, 36, 0.15),

@@ -25,6 +25,11 @@ MODULES = {
     "train_stage2": ["train"],
     "reestimate": ["reestimate"],
     "train_fcn": ["train_fcn"],
+    "infer": ["infer"],
+    "ensemble": ["ensemble"],
+    "crf": ["crf"],
+    "evaluate": ["evaluate"],
+    "report": ["report"],
 }
 
 

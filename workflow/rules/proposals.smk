@@ -1,7 +1,24 @@
 from stages import proposals
-from stages.config import load
 
 EDGE_MODEL = load(str, "fetch.edge_model.file")
+FOLDER, SPLITS = "data/proposals", ["train", "val", "test"]
+PARAMS = load(proposals.Params, "proposals")
+RESULTS = {"metrics": "reports/proposals.json", "plot": "reports/proposals.csv"}
+
+
+def wanted(shard):
+    return proposals.fingerprint(shard, Path(EDGE_MODEL), PARAMS)
+
+
+rule proposals:
+    input:
+        lambda _: stale(),
+    output:
+        **RESULTS,
+    localrule: True
+    shell:
+        "python -m stages.proposals recall --dataset data/dataset --proposals data/proposals"
+        " --metrics {output.metrics} --plot {output.plot}"
 
 
 rule proposals_shard:
@@ -12,23 +29,3 @@ rule proposals_shard:
         "data/proposals/{shard}.parquet",
     shell:
         "python -m stages.proposals shard --dataset {input.dataset} --edge-model {input.edge_model} --out {output}"
-
-
-def stale_proposals(_):
-    params = load(proposals.Params, "proposals")
-    return stale(
-        "data/proposals",
-        lambda shard: proposals.fingerprint(shard, Path(EDGE_MODEL), params),
-    )
-
-
-rule proposals:
-    input:
-        stale_proposals,
-    output:
-        metrics="reports/proposals.json",
-        plot="reports/proposals.csv",
-    localrule: True
-    shell:
-        "python -m stages.proposals recall --dataset data/dataset --proposals data/proposals"
-        " --metrics {output.metrics} --plot {output.plot}"
