@@ -1,10 +1,13 @@
 """What every stage's command line shares: errors as one line, files that appear whole or not at all, progress."""
 
 import contextlib
+import datetime
 import errno
+import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,9 +19,14 @@ class InputError(Exception):
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main(arguments)` and turn what a user can mend into one line on stderr and exit status 1."""
+    """Call `main(arguments)` and turn what a user can mend into one line on stderr and exit status 1.
+
+    How long it took goes to data/times.jsonl, which is no stage's output: times differ from run to run.
+    """
+    begin = time.monotonic()
     try:
         main(sys.argv[1:])
+        _note_time(time.monotonic() - begin)
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -30,6 +38,15 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(
             f"error: {where}: {error.strerror}; nothing half-written is left: make room or grant access, run again"
         )
+
+
+def _note_time(seconds: float) -> None:
+    if Path("data").is_dir() and Path("params.yaml").is_file():  # an experiment
+        module = f"stages.{Path(sys.argv[0]).stem}"
+        line = {"module": module, "arguments": sys.argv[1:], "seconds": round(seconds, 2)}
+        line["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        with open("data/times.jsonl", "a") as file:  # appending one short line is atomic: shards may end together
+            file.write(json.dumps(line) + "\n")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ DeconvNet sees every proposal's window alone; its score maps are resized to thei
 import argparse
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -106,10 +107,20 @@ def select(boxes: np.ndarray, params: Windows, frame: Frame, number: int) -> np.
     return found[found[:, 2:].min(1) >= params.min_side][:number]
 
 
+@dataclass
+class Picture:
+    """An image some of whose windows are still to be scored."""
+
+    image: np.ndarray
+    windows: np.ndarray
+    aggregate: Aggregate
+    snapshots: dict[int, Tensor]  # scores by number of windows
+
+
 @torch.inference_mode()
 def by_windows(
     net: nn.Module, images: Iterable[tuple[np.ndarray, np.ndarray]], params: Windows, precision: str,
-    growth: list[int] = (),
+    growth: Sequence[int] = (),
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:  # fmt: skip
     """Scores (C, H, W) of each image, uint8 (H, W, 3) RGB, from its windows int32 (n, 4), best first.
 
@@ -117,49 +128,47 @@ def by_windows(
     `growth`; the scores themselves come from the first `params.proposals`.
     """
     device = next(net.parameters()).device
-    side = net.encoder.size.input_size
     wanted = {params.proposals, *growth}
-    waiting: list[tuple[Aggregate, dict[int, Tensor], np.ndarray]] = []  # images whose windows are not all done
-    queue: list[tuple[int, np.ndarray, tuple[int, int, int, int]]] = []  # index of the image, the image, a window
-    opened = finished = 0
+    waiting: deque[Picture] = deque()
+    queue: deque[tuple[Picture, tuple[int, int, int, int]]] = deque()
 
-    def forward() -> None:
-        batch, queue[:] = queue[: params.batch], queue[params.batch :]
-        pixels, places = gather([image for _, image, _ in batch])
-        crops = torch.tensor([window for _, _, window in batch])
-        zeros = torch.zeros(len(batch), dtype=torch.int64)
-        square = (side, side)
-        cutting = [tensor.to(device) for tensor in (places, crops)]
-        pixels = Pixels(*(tensor.to(device) for tensor in vars(pixels).values()))
-        corners, flips = torch.zeros(len(batch), 2, dtype=torch.int64), zeros.bool()
-        inputs, _ = cut(pixels, *cutting, square, corners.to(device), square, flips.to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            maps = net(inputs.contiguous(memory_format=torch.channels_last))  # (B, C, S, S)
-        for (index, _, window), score_map in zip(batch, maps.float().contiguous(), strict=True):
-            aggregate, snapshots, _ = waiting[index - finished]
-            aggregate.add(score_map, window)
-            if aggregate.count in wanted:
-                snapshots[aggregate.count] = aggregate.scores()
-
-    def results() -> Iterator[tuple[Tensor, list[Tensor]]]:
-        nonlocal finished
-        while waiting and waiting[0][0].count == len(waiting[0][2]):
-            aggregate, snapshots, _ = waiting.pop(0)
-            finished += 1
-            last = aggregate.scores()
-            yield snapshots.get(params.proposals, last), [snapshots.get(number, last) for number in growth]
+    def work(least: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Score windows while at least `least` are queued; yield the images that are done."""
+        while len(queue) >= least:
+            batch = [queue.popleft() for _ in range(min(params.batch, len(queue)))]
+            places = np.array([window for _, window in batch])
+            for (picture, window), score_map in zip(
+                batch, score(net, [picture.image for picture, _ in batch], places, precision), strict=True
+            ):
+                picture.aggregate.add(score_map, window)
+                if picture.aggregate.count in wanted:
+                    picture.snapshots[picture.aggregate.count] = picture.aggregate.scores()
+        while waiting and waiting[0].aggregate.count == len(waiting[0].windows):
+            picture = waiting.popleft()
+            last = picture.aggregate.scores()
+            yield picture.snapshots.get(params.proposals, last), [picture.snapshots.get(n, last) for n in growth]
 
     for image, places in images:
         aggregate = Aggregate(net.spec["classes"], *image.shape[:2], params, device)
-        waiting.append((aggregate, {}, places))
-        queue += [(opened, image, tuple(window)) for window in places.tolist()]
-        opened += 1
-        while len(queue) >= params.batch:
-            forward()
-        yield from results()
-    while queue:
-        forward()
-    yield from results()
+        waiting.append(Picture(image, places, aggregate, {}))
+        queue.extend((waiting[-1], tuple(window)) for window in places.tolist())
+        yield from work(least=params.batch)
+    yield from work(least=1)
+
+
+def score(net: nn.Module, images: list[np.ndarray], windows: np.ndarray, precision: str) -> Tensor:
+    """Score maps, float32 (B, C, S, S), of windows (B, 4), each of its image."""
+    device, side = next(net.parameters()).device, net.encoder.size.input_size
+    pixels, places = gather(images)
+    pixels = Pixels(*(tensor.to(device) for tensor in vars(pixels).values()))
+    windows = torch.from_numpy(windows).long().to(device)
+    crops, _ = cut(
+        pixels, places.to(device), windows, (side, side), torch.zeros_like(windows[:, :2]), (side, side),
+        torch.zeros_like(windows[:, 0], dtype=torch.bool),
+    )  # fmt: skip
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        maps = net(crops.contiguous(memory_format=torch.channels_last))  # (B, C, S, S)
+    return maps.float().contiguous()
 
 
 def gather(images: list[np.ndarray]) -> tuple[Pixels, Tensor]:
@@ -211,9 +220,7 @@ def whole_images(
     yield from forward(group) if group else ()
 
 
-def fingerprint(
-    dataset: Path, proposals: Path | None, model: Path, growth: bool, params: Params, frame: Frame
-) -> str:
+def fingerprint(dataset: Path, proposals: Path | None, model: Path, growth: bool, params: Params, frame: Frame) -> str:
     """What a shard of scores is made from; batch sizes are no part of it. proposals: None for FCN-8s."""
     if proposals is None:
         own, paths = {"precision": params.precision, "canvas": frame.canvas}, [dataset]

@@ -1,13 +1,13 @@
 """Class scores of whole images, one byte a class and pixel, in tables of one row an image.
 
 A row: `image_id` · `height`, `width` px · `windows` the proposals behind it (null: the whole image at once) ·
-`labels` palette PNG of the best class · `growth` such PNGs after the first n proposals, n from `infer.growth` (DeconvNet
-alone) · and the scores, in three columns that only `encode` and `decode` know.
+`labels` palette PNG of the best class · `growth` such PNGs after the first n proposals, n from `infer.growth`
+(DeconvNet alone) · and the scores, in three columns that only `encode` and `decode` know.
 
-Softmax turns scores into probabilities, and a maximum with 0 into the release's clipped scores, so one table serves both
-ensembles and the CRF. A pixel's highest score is kept as float16, each other as its distance below it, on a scale of 255
-steps that are finest near 0, where they decide: 0.01 there, 2 % of a large distance. Measured on real images (README):
-what this loses of mean IoU, and its size.
+Softmax turns scores into probabilities, and a maximum with 0 into the release's clipped scores, so one table serves
+both ensembles and the CRF. A pixel's highest score is kept as float16, each other as its distance below it, on a scale
+of 255 steps that are finest near 0, where they decide: 0.01 there, 2 % of a large distance. What that loses of mean
+IoU, and how large a row is, was measured (README).
 """
 
 from pathlib import Path

@@ -16,7 +16,7 @@ PARAMS = Params(5, 3, 3, 20, 3, 5)
 
 
 def mean_field(class_scores, image, params):
-    """Krahenbuhl and Koltun's equations with dense matrices, kernels normalised symmetrically as their code has them."""
+    """Krahenbuhl and Koltun's equations with dense matrices, kernels normalised on both sides as in their code."""
     classes, height, width = class_scores.shape
     y, x = np.mgrid[:height, :width].reshape(2, -1)
     near = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2

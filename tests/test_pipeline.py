@@ -52,6 +52,8 @@ def test_every_stage_lists_the_modules_that_it_runs_on_and_no_other():
 def test_stages_know_neither_dvc_nor_snakemake_nor_each_other():
     stages = {module for modules in MODULES.values() for module in modules}
     for path in (REPOSITORY / "stages").rglob("*.py"):
+        if path.stem == "predict":  # no stage of the DAG: it puts several of them together
+            continue
         imported = {file.stem for file in shards.closure(path)} - {path.stem}
         assert not imported & stages, path
         text = path.read_text()

@@ -1,0 +1,70 @@
+"""Inference at the demo's size, against a plain loop over windows and against the network's forward pass alone."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+
+from benchmarks import world
+from stages import config, infer, nets, shapes
+
+
+def plain(net, pictures, precision) -> None:
+    """What a script would do: pad the image, cut, resize, score one window, resize back, keep the maximum."""
+    for image, windows in pictures:
+        padded = torch.from_numpy(np.pad(image, ((200, 200), (200, 200), (0, 0)))).permute(2, 0, 1)[None].float()
+        total = torch.zeros(net.spec["classes"], *padded.shape[2:])
+        for x, y, w, h in (windows + [200, 200, 0, 0]).tolist():
+            crop = F.interpolate(padded[:, :, y : y + h, x : x + w], (64, 64), mode="bilinear")
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                out = net(crop)
+            out = F.interpolate(out.float(), (h, w), mode="bilinear")[0]
+            here = total[:, y : y + h, x : x + w]
+            torch.maximum(here, out, out=here)
+
+
+@torch.inference_mode()
+def main(folder: Path, count: int = 40) -> None:
+    demo = world.REPOSITORY / "demo/params.yaml"
+    params, frame = config.load(infer.Params, "infer", demo), infer.frame(demo)
+    size = yaml.safe_load(demo.read_text())["pretrain"]["size"]
+    net = nets.build({"kind": "deconvnet", "size": size, "classes": 11, "eps": 1e-5}).eval()
+    net = net.to(memory_format=torch.channels_last)
+    rng = np.random.default_rng(0)
+    pictures = []
+    for image_id in shapes.ids(2010, count):
+        sides = np.exp(rng.uniform(np.log(12), np.log(150), (50, 2)))
+        boxes = np.concatenate([rng.uniform(-0.2, 0.8, (50, 2)) * [200, 160], sides], 1)
+        windows = infer.select(boxes.astype(np.float32), params.deconvnet, frame, 50)
+        pictures.append((shapes.scene(0, image_id).image, windows))
+    inputs = torch.rand(params.deconvnet.batch, 3, 64, 64).mul(255).contiguous(memory_format=torch.channels_last)
+    batches = -(-count * 50 // len(inputs))
+
+    def forward() -> None:
+        for _ in range(batches):
+            with torch.autocast("cpu", torch.bfloat16, enabled=params.precision == "bf16"):
+                net(inputs)
+
+    def batched() -> None:
+        for _ in infer.by_windows(net, pictures, params.deconvnet, params.precision):
+            pass
+
+    seconds = {}
+    for name, work in {
+        "forward": forward,
+        "batched": batched,
+        "plain": lambda: plain(net, pictures, params.precision),
+    }.items():
+        times = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - begin)
+        seconds[name] = min(times)
+    rate, slower = count * 50 / seconds["batched"], seconds["plain"] / seconds["batched"]
+    print(f"{count} images of 200x160, 50 windows each: {seconds['batched']:.1f} s, {rate:.0f} windows/s; plain loop "
+          f"{seconds['plain']:.1f} s = x{slower:.2f} (at least 2 is wanted); forward alone {seconds['forward']:.1f} s, "
+          f"stage x{seconds['batched'] / seconds['forward']:.2f} of it (at most 1.3 is wanted)")  # fmt: skip
