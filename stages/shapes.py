@@ -37,8 +37,8 @@ from stages.config import Range, load
 HEIGHT, WIDTH = 160, 200  # px
 VOID = 255
 SAMPLES = 3  # samples a pixel along each axis; odd, so that one is the pixel's centre, which decides its label
-SIZES = 16.0, 190.0  # px, the larger side of an object, log-uniform between
-THIN = 3.0  # px, the least width of a ring or a table leg
+SIZES = 20.0, 190.0  # px, the larger side of an object, log-uniform between
+THIN = 4.0  # px, the least width of a ring or a table leg
 MIN_PIXELS, MIN_VISIBLE = 16, 0.5  # an object of less, or of which less is seen, is not drawn
 DRAWN = 1_300_000_000  # s since 1970: the files' time in the archives, March 2011
 

@@ -44,23 +44,50 @@ def test_fcn_scores_every_pixel(stride, height, width):
     assert net.eval()(torch.empty(1, 3, height, width, device="meta")).shape == (1, 21, height, width)
 
 
-@pytest.mark.parametrize("size", [TINY, Size(4, 16, 224)], ids=["kernel 2", "kernel 7"])
-@pytest.mark.parametrize("stride", [8, 16, 32])
-def test_fcn_scores_lie_where_the_image_is(size, stride):
-    """A net that averages shows a bright square where it is, to within half a stride."""
+SIZES = pytest.mark.parametrize(
+    "size", [TINY, Size(4, 16, 96), Size(4, 16, 224)], ids=["kernel 2", "kernel 3", "kernel 7"]
+)
+
+
+@SIZES
+@pytest.mark.parametrize("stride, part", [(32, 0), (16, 0), (16, 1), (8, 0), (8, 1), (8, 2)])
+def test_fcn_scores_lie_where_the_image_is(size, stride, part):
+    """A net that averages shows a bright square where it is, by the scores of fc7, of pool4 and of pool3 alone."""
     net = FCN(size, 1, None, stride, skip_scales=(1.0, 1.0)).eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "upsampling" not in name:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0 / parameter[0].numel())
+        for index, score in enumerate((net.score_fc7, *net.score_pools)):
+            score.weight.mul_(index == part)
         net.encoder.mean.zero_()
         image = torch.zeros(1, 3, 320, 320)
         image[:, :, 96:160, 160:224] = 255
         scores = net(image)[0, 0]
     mass = scores / scores.sum()
     place = torch.arange(320) + 0.5
-    assert abs(float((mass.sum(1) * place).sum()) - 128) < stride / 2 + 8
-    assert abs(float((mass.sum(0) * place).sum()) - 192) < stride / 2 + 8
+    # max pooling draws the centre up to half a cell of this map to one side
+    cell = {0: 32, 1: 16, 2: 8}[part]
+    assert abs(float((mass.sum(1) * place).sum()) - 128) <= cell / 2
+    assert abs(float((mass.sum(0) * place).sum()) - 192) <= cell / 2
+
+
+@SIZES
+@pytest.mark.parametrize("height, width", [(500, 375), (160, 200), (123, 181)])
+def test_fcn_scores_reach_every_border(size, height, width):
+    """Scores of 1 everywhere; pool3's and pool4's cover the image, fc7's fade by less than half towards a border."""
+    net = FCN(size, 1, None, 8, skip_scales=(1.0, 1.0)).eval()
+    for part, least in enumerate((0.5, 0.999, 0.999)):
+        with torch.no_grad():
+            for index, score in enumerate((net.score_fc7, *net.score_pools)):
+                score.weight.zero_()
+                score.bias.fill_(float(index == part))
+            scores = net(torch.zeros(1, 3, height, width))[0, 0]
+        middle = scores[height // 2, width // 2]
+        edges = torch.stack([scores[0, width // 2], scores[-1, width // 2], scores[height // 2, 0],
+                             scores[height // 2, -1]])  # fmt: skip
+        torch.testing.assert_close(middle, torch.tensor(1.0))
+        assert edges.min() >= least
 
 
 def test_bilinear_filter_interpolates():

@@ -46,6 +46,7 @@ def test_every_stage_lists_the_modules_that_it_runs_on_and_no_other():
             used = {str(path.relative_to(REPOSITORY)) for path in shards.closure(REPOSITORY / f"stages/{module}.py")}
             used = {"stages/nets" if path.startswith("stages/nets/") else path for path in used}
             expected = {dep.replace("${item.by}", module) for dep in listed}
+            used |= {f"stages/{module}.html"} & {f"stages/{path.name}" for path in (REPOSITORY / "stages").iterdir()}
             assert expected == used - {"stages/__init__.py"}, stage
 
 
@@ -75,9 +76,12 @@ def test_parameters_that_stages_list_exist():
     for folder in (REPOSITORY, REPOSITORY / "demo"):
         params = yaml.safe_load((folder / "params.yaml").read_text())
         for body in DVC.values():
-            for key in body.get("params", []):
+            for key in body.get("do", body).get("params", []):
+                if isinstance(key, dict):  # the whole file
+                    assert list(key) == ["params.yaml"]
+                    continue
                 value = params
-                for part in key.split("."):
+                for part in key.replace("${key}", "sbd").split("."):
                     assert part in value, key
                     value = value[part]
 

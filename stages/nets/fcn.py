@@ -64,7 +64,9 @@ class FCN(nn.Module):
         height, width = images.shape[-2:]
         kernel = self.encoder.size.fc_kernel
         padding = 16 * kernel - 16 + self.stride // 2
-        x = F.pad(self.encoder.normalise(images), [padding - 1] * 4)  # conv1_1 pads by the last one itself
+        before = padding - 1  # conv1_1 pads by the last one itself
+        right, bottom = (-(length + 2 * before) % 32 for length in (width, height))  # what Caffe's pooling rounds up to
+        x = F.pad(self.encoder.normalise(images), [before, before + right, before, before + bottom])
         pools = [values for values, _ in self.encoder.pools(x)]
         x = F.dropout(self.encoder.fc6(pools[4]), self.dropout, self.training)
         x = F.dropout(self.encoder.fc7(x), self.dropout, self.training)
@@ -79,7 +81,10 @@ class FCN(nn.Module):
         )  # FCN-16s and 32s have fewer scores
         for values, offset, scale, score, upsampling in skips:
             x = upsampling(x)  # (B, classes, 2H, 2W), about
-            x = x + score(values * scale)[:, :, offset : offset + x.shape[2], offset : offset + x.shape[3]]
+            finer = score(values * scale)
+            # crop where it lies beyond x, pad where it falls short: with a small kernel `offset` is below 0
+            below, aside = (x.shape[axis] + offset - finer.shape[axis] for axis in (2, 3))
+            x = x + F.pad(finer, [-offset, aside, -offset, below])
         x = F.conv_transpose2d(x, self.filter.to(x.dtype), stride=self.stride, groups=len(self.filter))
         return x[:, :, 31 : 31 + height, 31 : 31 + width]  # (B, classes, H, W)
 
