@@ -62,6 +62,8 @@ def whole(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if path.is_dir():
+            if not temporary.is_dir():
+                raise InputError(f"{path}: is a folder, but a file is to be written there; name another")
             shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:

@@ -10,6 +10,10 @@ import numpy as np
 from PIL import Image, ImageFile
 
 VOID = 255
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 
 # A cut-off JPEG must fail, not come back half grey (as OpenCV returns it).
 ImageFile.LOAD_TRUNCATED_IMAGES = False

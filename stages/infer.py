@@ -26,6 +26,8 @@ from stages.cli import InputError, progress, run
 from stages.config import Range, load
 from stages.images import decode_image, encode_mask
 
+OPEN = 32  # images under way at once, at most: each holds its scores in memory
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -152,7 +154,7 @@ def by_windows(
         aggregate = Aggregate(net.spec["classes"], *image.shape[:2], params, device)
         waiting.append(Picture(image, places, aggregate, {}))
         queue.extend((waiting[-1], tuple(window)) for window in places.tolist())
-        yield from work(least=params.batch)
+        yield from work(least=params.batch if len(waiting) < OPEN else 1)
     yield from work(least=1)
 
 

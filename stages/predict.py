@@ -32,7 +32,6 @@ from stages.images import colour, encode_mask
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # looked for in folders
 GROUP = 16  # pictures, reduced, in memory at once
 STRIP = 1 << 24  # scores enlarged at once
-NARROWEST = 16  # px; OpenCV's structured forests write out of bounds where a side is shorter than their inner patch
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -130,7 +129,7 @@ class Predictor:
         return net
 
     def windows(self, image: np.ndarray) -> np.ndarray:
-        boxes = np.zeros((0, 4)) if min(image.shape[:2]) < NARROWEST else self.detector(image)[0]
+        boxes, _ = self.detector(image)
         return infer.select(boxes, self.params.deconvnet, self.frame, self.params.deconvnet.proposals)
 
     def at_once(self, net: nn.Module, images: list[np.ndarray]) -> Iterator[Tensor]:

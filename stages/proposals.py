@@ -29,6 +29,10 @@ SCHEMA = pa.schema(
 )
 
 
+FLAT = 1e-3  # Lab gradient below which an image has no edges but its conversion's rounding
+NARROWEST = 16  # px; OpenCV's structured forests write out of bounds where a side is shorter than their inner patch
+
+
 @dataclass(frozen=True)
 class Recall:
     split: Literal["train", "val"]  # the split whose objects are looked for
@@ -61,7 +65,9 @@ def gradient_edges(image: np.ndarray) -> np.ndarray:
         dx, dy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)  # (H, W, 3)
         strength += np.sqrt((dx * dx + dy * dy).sum(-1))
     top = np.percentile(strength, 99)
-    return np.minimum(strength / top, 1).astype(np.float32) if top > 0 else strength
+    if top < FLAT:
+        return np.zeros_like(strength)
+    return np.minimum(strength / top, 1).astype(np.float32)
 
 
 def orientation(edges: np.ndarray) -> np.ndarray:
@@ -105,7 +111,9 @@ class EdgeBoxes:
                 raise InputError(f"{edge_model}: not a structured-forest model ({error.err}); fetch it again") from None
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """image: uint8 (H, W, 3) RGB. An image without edges has no boxes: (0, 4), (0,)."""
+        """image: uint8 (H, W, 3) RGB. A tiny image and one without edges have no boxes: (0, 4), (0,)."""
+        if min(image.shape[:2]) < NARROWEST:
+            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         if self.forest:
             edges = self.forest.detectEdges(image.astype(np.float32) / 255)
             direction = self.forest.computeOrientation(edges)

@@ -26,7 +26,7 @@ from stages import nets, scores, shards
 from stages.boxes import by_image, windows
 from stages.cli import InputError, run, whole
 from stages.config import Range, load
-from stages.images import PALETTE, VOID, decode_image, decode_mask, encode_mask
+from stages.images import PALETTE, VOC_CLASSES, VOID, decode_image, decode_mask, encode_mask
 from stages.nets.deconvnet import BLOCKS
 
 
@@ -61,8 +61,6 @@ SHOWN = ("fcn8s", "deconvnet", "edeconvnet", BEST)  # in galleries
 CANDIDATES = 50  # DeconvNet's best images, of which the growing and the activated one are chosen
 
 # The paper's table (arXiv 1505.04366): IoU in % on VOC 2012's test server, trained on train and val; first the mean.
-VOC_CLASSES = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
-    person pottedplant sheep sofa train tvmonitor""".split()  # fmt: skip  # noqa: SIM905
 PAPER = {
     "fcn8s": [62.2, 91.2, 76.8, 34.2, 68.9, 49.4, 60.3, 75.3, 74.7, 77.6, 21.4, 62.5, 46.8,
         71.8, 63.9, 76.5, 73.9, 45.2, 72.4, 37.4, 70.9, 55.1],
@@ -125,7 +123,7 @@ def results(per_class: pd.DataFrame, metrics: dict, classes: list[str]) -> list[
         own = per_class[per_class["system"] == key].set_index("class")["iou"].reindex(classes)
         ours = [points(value) for value in [metrics[key]["mean_iou"], *own]]
         rows.append(Row(system.name, "ours", ours))
-        if key in PAPER and classes == VOC_CLASSES:
+        if key in PAPER and tuple(classes) == VOC_CLASSES:
             rows.append(Row("paper, test server", "paper", PAPER[key]))
             rows.append(Row("difference", "delta", [gain(*pair) for pair in zip(ours, PAPER[key], strict=True)]))
     return rows
@@ -608,7 +606,8 @@ def main(arguments: list[str]) -> None:
     table = results(tables["per_class"], tables["metrics"], classes)
     gains = claims(tables["metrics"], tables["growth"], tables["boundary"])
     page = render(
-        systems=SYSTEMS, final=BEST, paper=PAPER, split=split, classes=classes, dash=DASH, voc=classes == VOC_CLASSES,
+        systems=SYSTEMS, final=BEST, paper=PAPER, split=split, classes=classes, dash=DASH,
+        voc=tuple(classes) == VOC_CLASSES,
         unseen=split == "val" and load(str, "crops.split") == "trainaug",
         palette=["#" + bytes(shade).hex() for shade in [*PALETTE[: len(classes)], PALETTE[VOID]]],
         metrics=tables["metrics"], growth=tables["growth"].to_dict("list"), results=table, tops=tops(table),

@@ -17,11 +17,7 @@ from PIL import Image
 from stages import scores, shards
 from stages.cli import InputError, progress, run, whole
 from stages.config import load
-from stages.images import PALETTE, decode_mask, encode_mask
-
-CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-           "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
-           "tvmonitor")  # fmt: skip
+from stages.images import PALETTE, VOC_CLASSES, decode_mask, encode_mask
 
 
 def pair(dataset: Path, labels: Path, split: str) -> list[tuple[Path, Path]]:
@@ -66,7 +62,7 @@ def check(path: Path, sizes: dict[str, tuple[int, int]]) -> None:
             if mask.shape != size:
                 found, wanted = (f"{width}x{height} px" for height, width in (mask.shape, size))
                 raise InputError(f"{member.name}: labels of {found}, but the image has {wanted}; run `dvc repro`")
-            if mask.max() >= len(CLASSES):
+            if mask.max() >= len(VOC_CLASSES):
                 raise InputError(f"{member.name}: label {mask.max()}, but the server knows 0 to 20; run `dvc repro`")
 
 
@@ -80,7 +76,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.out.is_dir():
         raise InputError(f"{options.out}: a folder; name the archive to write as --out")
-    if load(list[str], "dataset.classes") != CLASSES:
+    if load(list[str], "dataset.classes") != VOC_CLASSES:
         raise InputError("params.yaml: dataset.classes: not VOC's 21 in their order; the server takes no others")
     folder = f"results/VOC2012/Segmentation/{options.competition}_{options.split}_cls"
     masks, sizes = {}, {}

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,23 @@ def test_batching_and_neighbours_change_nothing(batch):
     alone = [next(infer.by_windows(net, [picture], params, "float32"))[0] for picture in pictures(3)]
     for result, other in zip(one, alone, strict=True):
         np.testing.assert_allclose(result, other, atol=1e-4)
+
+
+def test_images_without_windows_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(infer, "OPEN", 4)
+    (first, windows), *_ = pictures(1)
+    asked = 0
+
+    def endless():
+        nonlocal asked
+        yield first, windows[:1]
+        while True:
+            asked += 1
+            yield first, windows[:0]
+
+    results = infer.by_windows(make_net(), endless(), PARAMS, "float32")
+    assert next(results)[0].any()
+    assert asked < 5
 
 
 def test_growth_is_inference_with_fewer_proposals():
@@ -199,6 +217,22 @@ def test_same_inputs_same_bytes_and_a_fingerprint_of_what_matters(shard):
     assert infer.fingerprint(paths[0], None, paths[2], False, fewer, frame) == infer.fingerprint(
         paths[0], None, paths[2], False, params, frame
     )  # FCN-8s sees no proposals
+
+
+def test_one_shard_or_two_change_nothing(shard):
+    params = yaml.safe_load(open("params.yaml"))
+    params["infer"]["precision"] = "float32"
+    (shard / "params.yaml").write_text(yaml.safe_dump(params))
+    whole = call()
+    tables = {name: shards.read(f"data/{name}/val-000.parquet") for name in ("dataset", "proposals")}
+    parts = []
+    for ids in (["p0"], ["p1", "p2"]):
+        for name, table in tables.items():
+            shards.write(f"data/{name}/val-000.parquet", table.filter(pc.is_in(table["image_id"], pa.array(ids))))
+        parts += call()
+    for one, two in zip(whole, parts, strict=True):
+        assert one["labels"] == two["labels"]
+        np.testing.assert_allclose(scores.decode(one, 3), scores.decode(two, 3), atol=1e-2)  # a step of the storage
 
 
 def test_a_model_of_other_classes_is_refused(shard):

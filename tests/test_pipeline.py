@@ -1,6 +1,8 @@
 """The DAG: its files hold together, and a tiny world runs through it as users run it."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +112,8 @@ def world(tmp_path_factory):
         if isinstance(section, dict):
             section |= {"steps": 2, "batch": 4, "micro_batch": 4, "drop_at": [], "validate_every": 2, "held_out": 0.3}
     params["reestimate"] |= {"passes": 2, "batch": 4}
+    params["infer"]["growth"] = [1, 5]
+    params["infer"]["deconvnet"]["proposals"] = 5
     (experiment / "params.yaml").write_text(yaml.safe_dump(params))
     repro(experiment)
     return experiment
@@ -136,6 +140,11 @@ def test_the_world_is_built(world):
     names = {f"{split}-{number:03d}.parquet" for split, number in (("train", 0), ("train", 1), ("val", 0))}
     assert {path.name for path in (world / "data/dataset").iterdir()} == names
     assert {path.name for path in (world / "data/proposals").iterdir()} == names
+    for folder in ("scores/stage1", "scores/fcn8s", "scores/deconvnet", "scores/edeconvnet", "labels/edeconvnet_crf"):
+        assert {path.name for path in (world / "data" / folder).iterdir()} == {"val-000.parquet"}
+    metrics = json.loads((world / "reports/metrics.json").read_text())
+    assert metrics["images"] == 4
+    assert 0 < metrics["edeconvnet_crf"]["pixel_accuracy"] <= 1
     assert {path.name for path in (world / "data/models").glob("*.pt")} == {"stage1.pt", "stage2.pt", "deconvnet.pt",
                                                                             "fcn8s.pt"}  # fmt: skip
     entries = [
@@ -158,7 +167,7 @@ def test_a_stale_shard_is_rebuilt_alone_to_the_same_bytes(world):
     (world / "data/proposals/.val-000.parquet.123.tmp").write_bytes(b"left by a killed job")
     for path in (world / "data/dataset").iterdir():
         os.utime(path)  # as after a pull: newer than what was made of it
-    done = call(world, "sh", "-c", "PYTHONPATH=.. snakemake --snakefile ../workflow/Snakefile proposals")
+    done = call(world, "sh", "-c", "PYTHONPATH=.. snakemake --snakefile ../workflow/Snakefile --config stage=proposals")
     assert done.returncode == 0, done.stderr
     assert bytes_of(world / "data") == before
     assert {path.name for path in (world / "data/proposals").iterdir()} == {
@@ -183,6 +192,32 @@ def test_a_comment_rebuilds_no_shard_and_a_parameter_all(world):
     assert "Running stage 'crops_stage2'" in printed
     assert "Running stage 'crops_stage1'" not in printed
     assert all(path.stat().st_mtime_ns != time for path, time in times.items())
+
+
+def ran(printed):
+    return re.findall(r"Running stage '(.*)'", printed)
+
+
+def test_crf_parameters_rerun_crf_evaluation_and_report_alone(world):
+    params = (world / "params.yaml").read_text()
+    (world / "params.yaml").write_text(params.replace("appearance_weight: 5", "appearance_weight: 4"))
+    done = ran(repro(world, "report"))
+    assert sorted(done) == ["crf@deconvnet", "crf@edeconvnet", "crf@fcn8s", "evaluate", "report"]
+
+
+@pytest.mark.parametrize("splits, said", [
+    ("[nope]", 'params.yaml: infer.splits[0]: \'nope\' is not allowed; allowed: "train", "val", "test"'),
+    ("[test]", "data/dataset: no shard of test; run `dvc repro dataset`, or change infer.splits"),
+])  # fmt: skip
+def test_bad_splits_stop_snakemake_with_one_line(world, splits, said):
+    params = (world / "params.yaml").read_text()
+    (world / "params.yaml").write_text(params.replace("splits:\n  - val", f"splits: {splits}"))
+    command = "PYTHONPATH=.. snakemake --snakefile ../workflow/Snakefile --config stage=infer system=fcn8s"
+    done = call(world, "sh", "-c", command)
+    (world / "params.yaml").write_text(params)
+    assert done.returncode != 0
+    assert f"error: {said}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_bad_parameters_stop_with_one_line(world):

@@ -117,3 +117,16 @@ def test_shard(experiment):
     for change, same in (({"recall": recall}, True), ({"beta": 0.7}, False)):
         changed = proposals.dataclasses.replace(params, **change)
         assert (proposals.fingerprint(experiment / "val-000.parquet", experiment / "none", changed) == wanted) is same
+
+
+@pytest.mark.parametrize("grey", range(0, 256, 51))
+def test_a_flat_picture_has_no_edges(grey):
+    assert not proposals.gradient_edges(np.full((50, 60, 3), grey, np.uint8)).any()
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (3, 7), (15, 200), (200, 15)])
+def test_a_tiny_picture_has_no_boxes(experiment, height, width):
+    detector = proposals.EdgeBoxes(load(proposals.Params, "proposals"), experiment / "none")
+    boxes, objectness = detector(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    assert boxes.shape == (0, 4)
+    assert objectness.shape == (0,)

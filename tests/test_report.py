@@ -12,7 +12,7 @@ import yaml
 
 from stages import crops, nets, report, shards
 from stages.cli import InputError
-from stages.images import VOID, encode_mask
+from stages.images import VOC_CLASSES, VOID, encode_mask
 from stages.nets.vgg import Size
 from tests.conftest import draw, jpeg
 
@@ -20,7 +20,7 @@ CLASSES = ["background", "one", "two", "three"]  # three: never there
 IMAGES = 5
 
 
-def per_class(values: dict[str, float], classes=report.VOC_CLASSES) -> pd.DataFrame:
+def per_class(values: dict[str, float], classes=VOC_CLASSES) -> pd.DataFrame:
     """The same IoU for every system; nan where `values` has none."""
     rows = [(system, name, values.get(name, np.nan)) for system in report.SYSTEMS for name in classes]
     return pd.DataFrame(rows, columns=["system", "class", "iou"])
@@ -41,7 +41,7 @@ def boundary(**values: float) -> pd.DataFrame:
 def test_differences_to_the_paper():
     # FCN-8s of the paper: mean 62.2, background 91.2, aeroplane 76.8, bicycle 34.2
     table = per_class({"background": 0.9234, "aeroplane": 0.7, "bicycle": 0.342})
-    rows = report.results(table, metrics(fcn8s=0.6), report.VOC_CLASSES)
+    rows = report.results(table, metrics(fcn8s=0.6), list(VOC_CLASSES))
     place = [row.label for row in rows].index("FCN-8s")
     assert [row.kind for row in rows[place : place + 3]] == ["ours", "paper", "delta"]
     ours, paper, delta = (row.values for row in rows[place : place + 3])

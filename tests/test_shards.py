@@ -113,3 +113,14 @@ def test_a_killed_writer_leaves_only_a_temporary_name(tmp_path):
     [left] = tmp_path.iterdir()
     assert left.name.startswith(".file.")
     assert left.suffix == ".tmp"
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/kept").touch()
+    with (
+        pytest.raises(InputError, match="out: is a folder, but a file is to be written"),
+        whole(tmp_path / "out") as file,
+    ):
+        file.write_text("text")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept"]
