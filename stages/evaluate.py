@@ -1,11 +1,11 @@
 """Labels of every system and true masks -> IoU by class, by object size, at boundaries, by number of proposals.
 
-Everything comes from pixels counted over the whole split, as VOC does: an IoU is a quotient of two sums, never a mean of
-images' or objects' quotients, in which a class's few pixels in one image would weigh as much as its many in another.
+Everything comes from pixels counted over the whole split, as VOC does: an IoU is a quotient of two sums, never a mean
+of images' or objects' quotients, in which a class's few pixels in one image would weigh as much as its many in another.
 Void pixels are never counted. A class that the counted truth lacks has no IoU and no part in a mean; where it is
 predicted all the same, that is an error of the class that is there.
 
-Object size. Of an object's box, doubled about its centre and clipped to the image, all pixels are looked at but void and
+Object size. Looked at is an object's box, doubled about its centre and clipped to the image, without void and without
 other objects of its class, which a prediction is right to cover. The intersection and the union of the object with what
 is predicted as its class are added up per class and size; a size's value is the mean over its classes. Twice the box:
 what spills over beside an object counts against it, what is predicted far away does not.
@@ -191,7 +191,8 @@ def read_mask(data: bytes, where: str, ids: int, shape: tuple[int, int] | None =
         raise InputError(f"{where}: has {sizes}; run `dvc repro`")
     top = int((mask + np.uint8(void)).max(initial=0)) - void  # with void: 255 becomes 0, and the rest one more
     if top >= ids:
-        raise InputError(f"{where}: id {top} is not allowed; allowed: 0 to {ids - 1}{' and 255' * void}; run `dvc repro`")
+        allowed = f"0 to {ids - 1}" + (" and 255" if void else "")
+        raise InputError(f"{where}: id {top} is not allowed; allowed: {allowed}; run `dvc repro`")
     return mask
 
 
@@ -315,7 +316,7 @@ def main(arguments: list[str]) -> None:
     print(f"{metrics['images']} images of {params.split};", ", ".join(f"{n} {size}" for size, n in objects.items()),
           f"objects; boundary: within {params.boundary[0]} px; in %:")  # fmt: skip
     if without:
-        print(f"{without} images have no proposal: all background for DeconvNet")
+        print(f"images without a proposal, all background for DeconvNet: {without}")
     print((100 * table.rename_axis(None)).to_string(float_format="%.1f", na_rep="-"))
 
 
