@@ -91,10 +91,9 @@ class Counts(NamedTuple):
 def bands(class_mask: np.ndarray, widths: list[int]) -> np.ndarray:
     """How many of the ascending `widths` fall short of each pixel's distance to the nearest boundary: uint8 (H, W)."""
     inner = cv2.morphologyEx(class_mask, cv2.MORPH_GRADIENT, CROSS) == 0  # dilated = eroded: all neighbours alike
-    band = np.zeros(class_mask.shape, np.uint8)
-    if inner.all():
-        return band + np.uint8(len(widths))
+    # precise: the others only approach the distance; without a boundary it is 65536 or more
     distance = cv2.distanceTransform(inner.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    band = np.zeros(class_mask.shape, np.uint8)
     for width in widths:
         band += distance > width
     return band

@@ -144,6 +144,16 @@ def test_sizes_worked_out_by_hand(sizes, places):
     assert np.isnan(np.delete(values, places)).all()
 
 
+def test_void_inside_an_object_does_not_count():
+    truth, numbers = picture("1#0# 1100"), picture("1102 1100")  # the second object is all void
+    row = {"instance_classes": [1, 1], "instance_boxes": [[0, 0, 2, 2], [3, 0, 1, 1]], "instance_areas": [4, 1]}
+    said = [np.ones_like(truth)]
+    counts = evaluate.count(row, truth, numbers, said, [], 3, PARAMS)
+    assert counts.objects.tolist() == [1, 0, 0]
+    assert counts.overlap[0, :, 0, 1].tolist() == [3, 5]  # of its window, columns 0 to 2: two px too many
+    assert counts.overlap.sum() == 8
+
+
 def test_sizes_add_pixels_up_before_dividing():
     overlaps = np.zeros((1, 2, 3, 3), int)
     for seed in range(3):
@@ -224,7 +234,7 @@ def write(folder, shape=(2, 2), classes=3, order=None, change=None):
             rows.append(same | {"source": "voc", "split": "val"} | masks | row_of(truth, numbers, classes))
             for system, mask in zip(SYSTEMS, labels, strict=True):
                 grown = [encode_mask(each) for each in labels[:6]] if system == "deconvnet" else []
-                extra = {"windows": index, "growth": grown} if "crf" not in system else {}
+                extra = {"windows": max(index - 1, 0), "growth": grown} if "crf" not in system else {}
                 labelled[system].append({"image_id": same["image_id"], "labels": encode_mask(mask)} | extra)
         if change:
             change(number, rows, labelled)
@@ -269,7 +279,7 @@ def test_the_reports(prepared, capsys):
     names = ["background", "one", "two"]
     metrics = json.loads((out / "metrics.json").read_text())
     assert [*metrics] == ["images", "images_without_proposals", "objects", *SYSTEMS]
-    assert metrics["images"] == 4 and metrics["images_without_proposals"] == 1
+    assert metrics["images"] == 4 and metrics["images_without_proposals"] == 2
     assert [*metrics["objects"]] == ["small", "medium", "large"]
     areas = np.concatenate([row_of(truth, numbers, 3)["instance_areas"] for truth, numbers, _ in pictures])
     assert [*metrics["objects"].values()] == [
@@ -314,7 +324,7 @@ def test_the_reports(prepared, capsys):
             assert found["mean_iou"] == pytest.approx(jaccard_score(truth[inside], mask[inside], average="macro"))
             assert found["pixel_accuracy"] == pytest.approx(accuracy_score(truth[inside], mask[inside]))
     printed = capsys.readouterr().out
-    assert "images without a proposal, all background for DeconvNet: 1\n" in printed
+    assert "images without a proposal, all background for DeconvNet: 2\n" in printed
     name, *values = printed.splitlines()[-1].split()
     assert name == "edeconvnet_crf" and all(re.fullmatch(r"\d+\.\d", value) for value in values)
     wanted = [100 * value for value in metrics[name].values()]
@@ -340,7 +350,7 @@ def test_what_the_truth_lacks_is_empty_or_null(prepared):
         all_void = np.full((rows[0]["height"], rows[0]["width"]), VOID, np.uint8)
         rows[0] |= {"class_mask": encode_mask(all_void), "instance_mask": encode_mask(all_void)}
 
-    write(prepared, change=only_background)
+    pictures = write(prepared, change=only_background)
     out = command(prepared)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["objects"] == {"small": 0, "medium": 0, "large": 0}
@@ -350,6 +360,8 @@ def test_what_the_truth_lacks_is_empty_or_null(prepared):
     rows = (out / "per_class.csv").read_text().splitlines()
     assert rows[2:4] == ["stage1,one,", "stage1,two,"]
     images = shards.read(out / "images.parquet")
+    share, said = (pictures[1][2][0] == 0).mean(), len(np.unique(pictures[1][2][0]))
+    assert images["mean_iou"][len(SYSTEMS)].as_py() == pytest.approx(share / said)  # others are predicted: 0 each
     assert images["mean_iou"].null_count == images["pixel_accuracy"].null_count == 2 * len(SYSTEMS)
 
 
