@@ -73,7 +73,8 @@ class Aggregate:
     def __init__(self, classes: int, height: int, width: int, params: Windows, device: torch.device):
         self.params, self.count = params, 0
         start = 0.0 if params.aggregation == "average" else -torch.inf
-        self.total = torch.full((classes, height, width), start, device=device)
+        # classes innermost, as the nets' maps have them: resizing those was measured to be twice as fast on a CPU
+        self.total = torch.full((height, width, classes), start, device=device).permute(2, 0, 1)
         self.covered = torch.zeros(height, width, dtype=torch.int32, device=device)
 
     def add(self, score_map: Tensor, window: tuple[int, int, int, int]) -> None:
@@ -170,7 +171,7 @@ def score(net: nn.Module, images: list[np.ndarray], windows: np.ndarray, precisi
     )  # fmt: skip
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         maps = net(crops.contiguous(memory_format=torch.channels_last))  # (B, C, S, S)
-    return maps.float().contiguous()
+    return maps.float()
 
 
 def gather(images: list[np.ndarray]) -> tuple[Pixels, Tensor]:

@@ -40,6 +40,7 @@ CODEC = pa.Codec("zstd", 3)
 
 def encode(scores: np.ndarray) -> dict:
     """float32 (C, H, W) scores -> the columns that hold them, and `labels`. Among equal scores the first class wins."""
+    scores = np.ascontiguousarray(scores)
     labels = scores.argmax(0).astype(np.uint8)  # (H, W)
     best = scores.max(0)  # (H, W)
     distance = best - scores  # (C, H, W), 0 or more
