@@ -27,7 +27,7 @@ def plain(net, pictures, precision) -> None:
 
 
 @torch.inference_mode()
-def main(folder: Path, count: int = 40) -> None:
+def main(folder: Path, count: int = 16) -> None:
     torch.set_num_threads(1)  # as a shard has it where there are as many shards as cores
     demo = world.REPOSITORY / "demo/params.yaml"
     params, frame = config.load(infer.Params, "infer", demo), infer.frame(demo)

@@ -1,7 +1,7 @@
 from stages import infer
 
 FOLDER, MODEL = f"data/scores/{SYSTEM}", f"data/models/{SYSTEM}.pt"
-PARAMS, FRAME = load(infer.Params, "infer"), infer.frame()
+PARAMS, FRAME = load(infer.Params, "infer"), checked(infer.frame)
 SPLITS = PARAMS.splits
 GROWTH = SYSTEM == "deconvnet"
 if GPUS:  # a job takes one; without any, cores are all that counts
