@@ -6,7 +6,6 @@ DeconvNet sees every proposal's window alone; its score maps are resized to thei
 
 import argparse
 import functools
-import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -234,9 +233,7 @@ def fingerprint(dataset: Path, proposals: Path | None, model: Path, growth: bool
     return shards.fingerprint(__file__, own, *(shards.footer(path).get("content", "") for path in paths), _hash(model))
 
 
-@functools.cache
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+_hash = functools.cache(shards.file_hash)  # one model for all shards
 
 
 def device_of(number: int) -> torch.device:

@@ -6,7 +6,6 @@ A row of data/proposals/{split}-NNN.parquet: `image_id` · `rank` 1 for the best
 
 import argparse
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +138,7 @@ class EdgeBoxes:
 def fingerprint(dataset: Path, edge_model: Path, params: Params) -> str:
     """What a shard of proposals is made from; how recall is measured is no part of it."""
     own = {name: value for name, value in dataclasses.asdict(params).items() if name != "recall"}
-    model = hashlib.sha256(edge_model.read_bytes()).hexdigest() if params.edges == "structured" else ""
+    model = shards.file_hash(edge_model) if params.edges == "structured" else ""
     return shards.fingerprint(__file__, own, shards.footer(dataset)["content"], model)
 
 

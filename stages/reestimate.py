@@ -13,7 +13,7 @@ from stages.batches import Batches, Pictures
 from stages.cli import InputError, progress, run
 from stages.config import Range, load
 from stages.nets.layers import BatchNorm, set_batch_norm_crops
-from stages.trainer import data_hash, file_hash, git_revision, place
+from stages.trainer import data_hash, git_revision, place
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
         "data": data_hash(options.dataset, options.crops),
         "passes": params.passes,
         "batch": params.batch,
-        "trained": about | {"file": file_hash(options.model)},
+        "trained": about | {"file": shards.file_hash(options.model)},
     }
     nets.save(options.out, net.spec, {name: tensor.cpu() for name, tensor in net.state_dict().items()}, about)
 

@@ -86,6 +86,12 @@ def closure(module: str | Path) -> list[Path]:
     return sorted(found)
 
 
+def file_hash(path: Path) -> str:
+    """Hash of a file's bytes, for inputs that are no tables."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _meaning(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):

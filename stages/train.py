@@ -20,7 +20,7 @@ from stages.cli import run
 from stages.config import Range, load
 from stages.nets.deconvnet import DeconvNet
 from stages.nets.vgg import Size, load_encoder
-from stages.trainer import Run, Trainer, data_hash, file_hash, parser, place
+from stages.trainer import Run, Trainer, data_hash, parser, place
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
     made_from = {
         "stage": options.stage,
         "data": data_hash(options.dataset, options.crops),
-        "init": file_hash(options.init),
+        "init": shards.file_hash(options.init),
         "resized": params.resized,
         "flip": params.flip,
     }

@@ -16,7 +16,7 @@ from stages.cli import InputError, run
 from stages.config import Range, load
 from stages.nets.fcn import FCN
 from stages.nets.vgg import Size, load_encoder
-from stages.trainer import Run, Trainer, data_hash, file_hash, parser, place
+from stages.trainer import Run, Trainer, data_hash, parser, place
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     made_from = {
         "data": data_hash(options.dataset, options.crops),
-        "init": file_hash(options.init),
+        "init": shards.file_hash(options.init),
         "canvas": list(params.canvas),
         "flip": params.flip,
     }

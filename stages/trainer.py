@@ -119,11 +119,6 @@ def data_hash(*paths: Path) -> str:
     return hashlib.sha256("".join(shards.footer(file).get("content", "") for file in files).encode()).hexdigest()
 
 
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def git_revision() -> str:
     """The commit of this code, with + where stages/ differs from it; "unknown" outside of a git checkout."""
 
