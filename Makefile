@@ -24,7 +24,7 @@ repro: $(VENV)  ## the whole pipeline on PASCAL VOC 2012 and SBD: the paper
 
 .PHONY: test
 test: $(VENV)  ## the tests
-	pytest
+	pytest --numprocesses 2
 
 .PHONY: lint
 lint: $(VENV)  ## style of Python and Snakemake files
@@ -52,10 +52,11 @@ lock: $(BOOTSTRAP)  ## pin in requirements.txt what pyproject.toml asks for
 	.uv/bin/pip install --quiet uv==0.13.8
 
 # sync: what requirements.txt no longer names goes, so that the environment is that file and nothing else.
+# Bytecode is made here, once: the pipeline starts some forty processes, each of which imports DVC, Snakemake or PyTorch.
 # pydensecrf2 is compiled: where the machine's Python came without its headers, uv's own Python, which has them, serves.
 $(VENV): requirements.txt | $(BOOTSTRAP)
 	$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' .venv
 	.venv/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("include"), "Python.h").stat()' \
 	    2> /dev/null || $(UV) venv --quiet --clear --managed-python --python '>=3.11,<3.13' .venv
-	$(UV) pip sync --quiet --python .venv/bin/python --require-hashes requirements.txt
+	$(UV) pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes requirements.txt
 	touch $@

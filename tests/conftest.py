@@ -5,10 +5,12 @@ import tarfile
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from scipy.io import savemat
 
 from stages import config
+from tests import pipeline
 
 
 def jpeg(image: np.ndarray) -> bytes:
@@ -99,3 +101,18 @@ def experiment(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, worker_id):
+    """An experiment that has run once, for `pipeline.clone`: made once for all of pytest's processes, never changed."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    folder, done = base / "built", base / "built.done"
+    with FileLock(base / "built.lock"):
+        if not done.exists():
+            experiment = pipeline.write_repository(folder)
+            pipeline.repro(experiment)
+            pipeline.commit(folder, "built")
+            done.touch()
+    return folder / "demo"
