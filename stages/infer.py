@@ -5,7 +5,10 @@ DeconvNet sees every proposal's window alone; its score maps are resized to thei
 """
 
 import argparse
+import fcntl
 import functools
+import os
+import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +28,7 @@ from stages.cli import InputError, progress, run
 from stages.config import Range, load
 from stages.images import decode_image, encode_mask
 
+LOCKS = []  # files that stay open, and locked, as long as the process lives
 OPEN = 32  # images under way at once, at most: each holds its scores in memory
 
 
@@ -236,12 +240,23 @@ def fingerprint(dataset: Path, proposals: Path | None, model: Path, growth: bool
 _hash = functools.cache(shards.file_hash)  # one model for all shards
 
 
-def device_of(number: int) -> torch.device:
-    """The GPU of shard `number`, so that shards spread over a machine's; the CPU where there is none."""
+def own_device() -> torch.device:
+    """A GPU that no other process here infers on, while there is one; the CPU where there is none.
+
+    Local jobs are given no GPU of their own (snakemake#281), so each locks one until it ends.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     torch.backends.cudnn.benchmark = True
-    return torch.device("cuda", number % torch.cuda.device_count())
+    for number in range(torch.cuda.device_count()):
+        lock = open(Path(tempfile.gettempdir(), f"deconvnet-{os.getuid()}-gpu-{number}.lock"), "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        LOCKS.append(lock)
+        return torch.device("cuda", number)
+    return torch.device("cuda", os.getpid() % torch.cuda.device_count())
 
 
 def load_net(path: Path, classes: list[str], device: torch.device) -> nn.Module:
@@ -267,8 +282,7 @@ def main(arguments: list[str]) -> None:
     params, around = load(Params, "infer"), frame()
     if options.threads:
         torch.set_num_threads(options.threads)
-    number = int(options.dataset.stem.rpartition("-")[2])
-    net = load_net(options.model, load(list[str], "dataset.classes"), device_of(number))
+    net = load_net(options.model, load(list[str], "dataset.classes"), own_device())
     rows = shards.read(options.dataset, ["image_id", "image"]).to_pylist()
 
     def images() -> Iterator[np.ndarray]:

@@ -123,7 +123,7 @@ class Predictor:
             self.detector = proposals.EdgeBoxes(load(proposals.Params, "proposals", params), edge_model)
 
     def member(self, path: Path, kinds: set[str]) -> nn.Module:
-        net = infer.load_net(path, self.classes, infer.device_of(0))
+        net = infer.load_net(path, self.classes, infer.own_device())
         if net.spec["kind"] not in kinds:
             raise InputError(f"{path}: a net of kind {net.spec['kind']}; wanted here: {' or '.join(sorted(kinds))}")
         return net

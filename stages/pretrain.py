@@ -18,7 +18,7 @@ from stages.batches import Batches, Pictures
 from stages.cli import InputError, run, whole
 from stages.config import Range, load
 from stages.nets.vgg import Classifier, Size, load_encoder, read_vgg16
-from stages.trainer import Run, Trainer, data_hash, git_revision, parser, place
+from stages.trainer import Run, Trainer, data_hash, parser, place, write_metrics
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,10 @@ def pass_on(net: Classifier, state: dict, options) -> None:
     spec = net.spec | {"eps": None}
     weights = {f"encoder.{name}": tensor for name, tensor in state.items()}
     weights |= {"encoder.mean": net.encoder.mean, "encoder.std": net.encoder.std}
-    nets.save(options.out, spec, weights, {"module": "Classifier", "git": git_revision(), "source": str(options.vgg16)})
+    nets.save(options.out, spec, weights, {"module": "Classifier", "source": str(options.vgg16)})
     with whole(options.curves) as file:
         pd.DataFrame(columns=["step", "lr", "loss", "held_out_loss"]).to_csv(file, index=False)
-    with whole(options.metrics) as file:
-        file.write_text('{"steps": 0}\n', encoding="utf-8")
+    write_metrics(options.metrics, {})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from stages.batches import Batches, Pictures
 from stages.cli import InputError, progress, run
 from stages.config import Range, load
 from stages.nets.layers import BatchNorm, set_batch_norm_crops
-from stages.trainer import data_hash, git_revision, place
+from stages.trainer import data_hash, place
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     reestimate(net.to(device, memory_format=torch.channels_last), batches, params.passes, params.batch)
     about = {
-        "git": git_revision(),
+        "code": shards.code(__file__),
         "data": data_hash(options.dataset, options.crops),
         "passes": params.passes,
         "batch": params.batch,

@@ -548,7 +548,7 @@ def read_images(options, split: str, ids: set[str]) -> dict[str, dict]:
 
 def versions(about: dict) -> pd.DataFrame:
     """Of the code that made the model, of Python, and of the packages that numbers depend on."""
-    found = {"code of the model": about["git"][:12], "python": platform.python_version()}
+    found = {"code of the model": about["code"][:12], "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)

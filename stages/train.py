@@ -72,6 +72,7 @@ def main(arguments: list[str]) -> None:
         limit=settings.held_out_crops, device=where.device,
     )  # fmt: skip
     made_from = {
+        "code": shards.code(__file__),
         "stage": options.stage,
         "data": data_hash(options.dataset, options.crops),
         "init": shards.file_hash(options.init),

@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> None:
         seed=params.run.seed, fraction=params.run.held_out, limit=params.run.held_out_crops, device=where.device,
     )  # fmt: skip
     made_from = {
+        "code": shards.code(__file__),
         "data": data_hash(options.dataset, options.crops),
         "init": shards.file_hash(options.init),
         "canvas": list(params.canvas),

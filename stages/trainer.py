@@ -12,9 +12,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -66,14 +64,16 @@ class Run:
                 f"micro_batch: {self.micro_batch} is no multiple of batch_norm_crops {self.batch_norm_crops}"
             )
 
-    def accumulation(self, devices: int) -> int:
-        """Micro-batches that a device adds up for a step."""
-        if self.batch % (self.micro_batch * devices):
+    def on(self, devices: int) -> int:
+        """The micro-batch on so many devices: micro_batch, or a device's share of the batch where that is less."""
+        micro_batch = min(self.micro_batch, max(self.batch // devices, 1))
+        if self.batch % (micro_batch * devices) or self.batch_norm_crops and micro_batch % self.batch_norm_crops:
+            groups = f", in groups of batch_norm_crops {self.batch_norm_crops}" if self.batch_norm_crops else ""
             raise InputError(
-                f"batch: {self.batch} is no multiple of micro_batch x devices = "
-                f"{self.micro_batch} x {devices}; change one of them"
+                f"batch: {self.batch} on {devices} devices does not divide into equal micro-batches of at most "
+                f"micro_batch {self.micro_batch}{groups}; change one of them or the number of devices"
             )
-        return self.batch // (self.micro_batch * devices)
+        return micro_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +119,6 @@ def data_hash(*paths: Path) -> str:
     return hashlib.sha256("".join(shards.footer(file).get("content", "") for file in files).encode()).hexdigest()
 
 
-def git_revision() -> str:
-    """The commit of this code, with + where stages/ differs from it; "unknown" outside of a git checkout."""
-
-    def git(*command: str) -> str:
-        here = ["git", "-C", str(Path(__file__).parent)]
-        return subprocess.run([*here, *command], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 class Trainer:
     """Trains `net` on `batches`. Every process of a group makes one; rank 0 writes.
 
@@ -142,11 +129,11 @@ class Trainer:
     def __init__(
         self, net: nn.Module, batches: Batches, run: Run, where: Place, options: argparse.Namespace, made_from: dict
     ):
-        self.run, self.batches, self.where, self.options = run, batches, where, options
-        self.accumulation = run.accumulation(where.world)
-        assert run.batch == run.micro_batch * self.accumulation * where.world
+        run = dataclasses.replace(run, micro_batch=run.on(where.world))
         self.made_from = made_from | {"parameters": dataclasses.asdict(run), "spec": net.spec}
-        self.made_from["code"] = shards.code(__file__)  # a checkpoint of other code is of another run
+        self.run, self.batches, self.where, self.options = run, batches, where, options
+        self.accumulation = run.batch // (run.micro_batch * where.world)
+        assert run.batch == run.micro_batch * self.accumulation * where.world
         self.net = net.to(where.device, memory_format=torch.channels_last)
         set_batch_norm_crops(net, run.batch_norm_crops)
         # Ranks normalise with their own statistics, as micro-batches do; `_share_statistics` averages what they keep.
@@ -320,13 +307,16 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         self._share_statistics()
         if self.where.rank == 0:
-            state = {name: getattr(self, name) for name in self.STATE} | {"made_from": self.made_from}
             self.previous.unlink(missing_ok=True)
             if self.checkpoint.exists():
                 os.link(self.checkpoint, self.previous)
             self.saved_at = self.step
-            with whole(self.checkpoint) as file:
-                torch.save(state | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, file)
+            self._write_checkpoint(optimiser=self.optimiser.state_dict())
+
+    def _write_checkpoint(self, **more) -> None:
+        state = {name: getattr(self, name) for name in self.STATE} | {"made_from": self.made_from}
+        with whole(self.checkpoint) as file:
+            torch.save(state | {"net": self.net.state_dict()} | more, file)
 
     def _forget_checkpoint(self, of: int) -> None:
         """Put the checkpoint before in the place of the one after step `of`, whose weights gave no finite loss."""
@@ -350,7 +340,8 @@ class Trainer:
             self._say(f"{self.checkpoint}: of another run, which differs in {', '.join(differing)}: starting afresh")
             return
         nets.load_state(self.net, saved["net"], self.checkpoint)
-        self.optimiser.load_state_dict(saved["optimiser"])
+        if "optimiser" in saved:  # else the run had come to its end
+            self.optimiser.load_state_dict(saved["optimiser"])
         for name in self.STATE:
             setattr(self, name, saved[name])
         self._say(f"resuming after step {self.step} of {self.checkpoint}")
@@ -360,7 +351,7 @@ class Trainer:
             dist.barrier()
         if self.where.rank > 0:
             return None
-        about = {"module": type(self.net).__name__, "git": git_revision(), **self.made_from}
+        about = {"module": type(self.net).__name__, **self.made_from}
         best = torch.load(self.options.checkpoints / "best.pt", map_location="cpu", weights_only=True)
         nets.save(self.options.out, self.net.spec, best, about | {"metrics": self.best})
         if self.options.last:
@@ -368,12 +359,14 @@ class Trainer:
             scores = {name.removeprefix("held_out_"): value for name, value in self.rows[-1].items()}
             nets.save(self.options.last, self.net.spec, last, about | {"metrics": scores})
         self._write_curves()
-        metrics = self.best  # the rate is no part of it: it would differ from run to run
-        with whole(self.options.metrics) as file:
-            file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(self.options.checkpoints)
-        self._say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) + f"; {rate:.1f} crops/s")
-        return metrics
+        # the rate is no part of the metrics: it would differ from run to run
+        write_metrics(self.options.metrics, {self.options.out.stem: round(self.best["mean_iou"], 4)})
+        # Kept, without the momentum: where DVC calls for the stage again and nothing that matters has changed (a
+        # comment), the result is at hand.
+        self._write_checkpoint()
+        self.previous.unlink(missing_ok=True)
+        self._say(", ".join(f"{name} {value:.4g}" for name, value in self.best.items()) + f"; {rate:.1f} crops/s")
+        return self.best
 
     def _write_curves(self) -> None:
         with whole(self.options.curves) as file:
@@ -393,6 +386,12 @@ def sgd(net: nn.Module, run: Run) -> torch.optim.SGD:
         {"params": biases, "lr_scale": 2.0, "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, lr=run.lr, momentum=run.momentum, fused=True)
+
+
+def write_metrics(path: Path, held_out: dict[str, float]) -> None:
+    """The file for `dvc metrics`: mean IoU on held-out crops, by model, so that the name stands alone in its tables."""
+    with whole(path) as file:
+        file.write_text(json.dumps({"held_out": held_out}, indent=2) + "\n", encoding="utf-8")
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def write_repository(folder: Path) -> Path:
-    """The project under git, its experiment one of 4 + 6 + 4 images and two steps a training; returns the experiment."""
+    """The project under git, its experiment of 4 + 6 + 4 images and two steps a training; returns the experiment."""
     folder.mkdir()
     for name in ("stages", "workflow"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".snakemake"))

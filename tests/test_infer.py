@@ -250,3 +250,14 @@ def test_a_picture_that_does_not_decode_is_named(shard):
     with pytest.raises(InputError, match="val-000.parquet: p1: does not decode"):
         call()
     assert not (shard / "data/scores/deconvnet").exists() or not list((shard / "data/scores/deconvnet").iterdir())
+
+
+def test_jobs_at_once_take_a_gpu_each(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(infer.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(infer, "LOCKS", [])
+    assert [infer.own_device().index for _ in range(2)] == [0, 1]
+    assert infer.own_device().index in (0, 1)  # more jobs than GPUs share them
+    infer.LOCKS[0].close()  # as when the first job ends
+    assert infer.own_device().index == 0

@@ -202,12 +202,12 @@ def test_wrong_vgg16_file(content, message, tmp_path):
     "net", [DeconvNet(TINY, 5, 1e-5), FCN(TINY, 5, None), Classifier(TINY, 5, None)], ids=lambda net: net.spec["kind"]
 )
 def test_model_file_round_trip(net, tmp_path):
-    nets.save(tmp_path / "a.pt", net.spec, net.state_dict(), {"git": "x"})
-    nets.save(tmp_path / "b.pt", net.spec, net.state_dict(), {"git": "x"})
+    nets.save(tmp_path / "a.pt", net.spec, net.state_dict(), {"code": "x"})
+    nets.save(tmp_path / "b.pt", net.spec, net.state_dict(), {"code": "x"})
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
     loaded, about = nets.load(tmp_path / "a.pt")
     image = torch.randint(0, 256, (1, 3, 64, 64))
-    assert torch.equal(loaded(image), net.eval()(image)) and about == {"git": "x"} and not loaded.training
+    assert torch.equal(loaded(image), net.eval()(image)) and about == {"code": "x"} and not loaded.training
 
 
 def test_model_of_other_classes_names_the_layers():

@@ -178,7 +178,7 @@ def world(experiment):
     frame = pd.DataFrame(images, columns=["image_id", "system", "mean_iou", "pixel_accuracy"])
     shards.write("data/evaluation/images.parquet", pa.Table.from_pandas(frame))
     net = tiny_net()
-    nets.save("data/models/deconvnet.pt", net.spec, net.state_dict(), {"git": "0123456789abcdef"})
+    nets.save("data/models/deconvnet.pt", net.spec, net.state_dict(), {"code": "0123456789abcdef"})
     write_reports(experiment / "reports")
     return experiment
 

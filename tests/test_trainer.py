@@ -127,8 +127,9 @@ train.main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("kind, at", [("SIGKILL", random.randint(1, 7)), ("SIGTERM", random.randint(1, 6))])
-def test_a_killed_run_resumes_to_the_same_result(folder, kind, at, capsys):
+@pytest.mark.parametrize("kind, latest", [("SIGKILL", 7), ("SIGTERM", 6)])
+def test_a_killed_run_resumes_to_the_same_result(folder, kind, latest, capsys):
+    at = random.randint(1, latest)
     train.main(["stage2", *arguments("whole")])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILL.format(at=at, signal=kind), "stage2", *arguments("killed")]
@@ -140,7 +141,36 @@ def test_a_killed_run_resumes_to_the_same_result(folder, kind, at, capsys):
     for name in ("{}.pt", "{}-last.pt"):
         assert equal(weights(name.format("whole")), weights(name.format("killed"))), f"killed at step {at}"
     assert (folder / "whole.csv").read_bytes() == (folder / "killed.csv").read_bytes()
-    assert not (folder / "checkpoints/killed").exists()
+
+
+def test_a_finished_run_is_not_repeated_but_for_a_change_that_matters(folder, monkeypatch, capsys):
+    train.main(["stage2", *arguments("a")])
+    whole = {name: (folder / name).read_bytes() for name in ("a.pt", "a-last.pt", "a.csv", "a.json")}
+    for name in whole:
+        (folder / name).unlink()  # as DVC does before it runs a stage
+    steps = []
+    step = Trainer._train_step
+    monkeypatch.setattr(Trainer, "_train_step", lambda self: (steps.append(self.step), step(self)))
+    train.main(["stage2", *arguments("a")])
+    assert not steps
+    assert {name: (folder / name).read_bytes() for name in whole} == whole
+    monkeypatch.setattr(shards, "code", lambda module: "of another module")
+    train.main(["stage2", *arguments("a")])
+    assert "of another run, which differs in code" in capsys.readouterr().out
+    assert len(steps) == RUN["steps"]
+
+
+@pytest.mark.parametrize("batch, micro_batch, groups, devices, wanted", [
+    (64, 32, 8, 1, 32), (64, 32, 8, 2, 32), (64, 32, 8, 4, 16), (64, 32, 8, 8, 8), (20, 10, None, 4, 5),
+    (64, 32, 8, 16, None), (20, 10, None, 8, None), (64, 24, 8, 1, None),
+])  # fmt: skip
+def test_a_batch_is_spread_over_the_devices(batch, micro_batch, groups, devices, wanted):
+    run = Run(**RUN | {"batch": batch, "micro_batch": micro_batch, "batch_norm_crops": groups})
+    if wanted:
+        assert run.on(devices) == wanted
+    else:
+        with pytest.raises(InputError, match=f"batch: {batch} on {devices} devices does not divide"):
+            run.on(devices)
 
 
 def test_two_processes_train_as_one(folder):
@@ -305,7 +335,7 @@ def test_a_model_of_another_class_count_names_the_layers(folder):
 
 def test_batch_must_divide(folder):
     write_params(folder, micro_batch=5)
-    with pytest.raises(InputError, match="batch: 8 is no multiple of micro_batch x devices = 5 x 1"):
+    with pytest.raises(InputError, match="batch: 8 on 1 devices does not divide .* at most micro_batch 5"):
         train.main(["stage1", *arguments("a")])
 
 

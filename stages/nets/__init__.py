@@ -1,9 +1,10 @@
 """The networks, and the files that hold trained ones.
 
 A model file is a dictionary that `torch.load(weights_only=True)` reads: `spec` (all that `build` needs), `state` (the
-state dict, float32) and `about` (how it was made: parameters, git revision, data hash, metrics).
+state dict, float32) and `about` (how it was made: parameters, hashes of code and data, metrics).
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ def build(spec: dict) -> nn.Module:
 
 def save(path: str | Path, spec: dict, state: dict, about: dict) -> None:
     """Write a model file, whole or not at all. Equal arguments give equal bytes."""
+    spec, about = json.loads(json.dumps([spec, about]))  # pickle shows which objects are one; these are all their own
     with whole(path) as temporary, open(temporary, "wb") as file:  # a file, not a name: torch writes the name into it
         torch.save({"spec": spec, "state": state, "about": about}, file)
 

@@ -4,8 +4,6 @@ FOLDER, MODEL = f"data/scores/{SYSTEM}", f"data/models/{SYSTEM}.pt"
 PARAMS, FRAME = load(infer.Params, "infer"), checked(infer.frame)
 SPLITS = PARAMS.splits
 GROWTH = SYSTEM == "deconvnet"
-if GPUS:  # a job takes one; without any, cores are all that counts
-    workflow.register_resource("gpu", GPUS)
 
 
 def wanted(shard):
