@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from stages import shards
-from tests.pipeline import bytes_of, call, clone, repro, worked
+from tests.pipeline import bytes_of, call, clone, environment, repro, worked
 
 REPOSITORY = Path(__file__).parents[1]
 DVC = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
@@ -175,6 +175,25 @@ def test_bad_splits_stop_snakemake_with_one_line(world, splits, said):
     assert done.returncode != 0
     assert f"error: {said}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_training_takes_the_machines_gpus_and_inference_one(world, tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: another'\n")
+    smi.chmod(0o755)
+    path = f"{tmp_path}:{environment()['PATH']}"
+
+    def said(stage, **more):
+        options = f"--dry-run --printshellcmds --quiet host --config {stage}"
+        command = f"PYTHONPATH=.. snakemake --snakefile ../workflow/Snakefile {options}"
+        done = call(world, "sh", "-c", command, PATH=path, **more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    (world / "data/scores/fcn8s/val-000.parquet").unlink()
+    assert "torchrun --standalone --nproc-per-node 2 -m stages.train stage1 " in said("stage=train system=stage1")
+    assert " gpu=1" in said("stage=infer system=fcn8s")
+    assert " python -m stages.train " in said("stage=train system=stage1", CUDA_VISIBLE_DEVICES="1")
 
 
 def test_bad_parameters_stop_with_one_line(world):
