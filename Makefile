@@ -24,7 +24,7 @@ repro: $(VENV)  ## the whole pipeline on PASCAL VOC 2012 and SBD: the paper
 
 .PHONY: test
 test: $(VENV)  ## the tests
-	pytest --numprocesses 2
+	pytest --numprocesses 2 --dist loadfile
 
 .PHONY: lint
 lint: $(VENV)  ## style of Python and Snakemake files
