@@ -29,6 +29,7 @@ def write(path: str | Path, table: pa.Table, fingerprint: str = "") -> None:
             compression={field.name: "zstd" for field in table.schema if not pa.types.is_binary(field.type)},
             use_dictionary=[field.name for field in table.schema if pa.types.is_string(field.type)],
             write_statistics=False,
+            write_page_checksum=True,  # DVC trusts what is in its cache: reading finds what a disk or a network damaged
             row_group_size=1 << 20,
         )
 
@@ -36,10 +37,11 @@ def write(path: str | Path, table: pa.Table, fingerprint: str = "") -> None:
 def read(path: str | Path, columns: list[str] | None = None) -> pa.Table:
     """Read a table, or some of its columns. Raises InputError for a damaged file."""
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
+        return pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{path}: not a readable parquet file ({_line(error)}); run `dvc repro` or `dvc pull` again"
+            f"{path}: not a readable parquet file ({_line(error)}); "
+            "`chmod u+w` and remove it, then `dvc pull` or `dvc repro`"
         ) from None
 
 

@@ -5,6 +5,7 @@ state dict, float32) and `about` (how it was made: parameters, hashes of code an
 """
 
 import json
+import zipfile
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ def save(path: str | Path, spec: dict, state: dict, about: dict) -> None:
 def read(path: str | Path) -> dict:
     """The dictionary of a model file, its tensors on the CPU."""
     try:
+        if zipfile.ZipFile(path).testzip():  # torch.load looks at no checksum
+            raise ValueError("damaged; `chmod u+w` and remove it, then `dvc pull` or `dvc repro`")
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such model; run the stage that trains it") from None
