@@ -276,7 +276,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--dataset", type=Path, required=True, help="folder of the data set's shards")
     parser.add_argument("--scores", type=Path, required=True, help=f"folder of {', '.join(SCORED)}")
     parser.add_argument("--labels", type=Path, required=True, help=f"folder of {', '.join(REFINED)}")
-    parser.add_argument("--reports", type=Path, required=True, help="folder of metrics.json and the CSVs to write")
+    parser.add_argument("--reports", type=Path, required=True, help="folder of the JSON and CSV files to write")
     parser.add_argument("--images", type=Path, required=True, help="table of single images to write")
     options = parser.parse_args(arguments)
     params, classes = load(Params, "evaluate"), load(list[str], "dataset.classes")
@@ -293,10 +293,9 @@ def main(arguments: list[str]) -> None:
     table = table.join(sizes).assign(boundary=boundary.iloc[0])
     grown = pd.DataFrame({"mean_iou": mean(ious(counts.growth)), "pixel_accuracy": accuracy(counts.growth)},
                          pd.Index(growth, name="proposals"))  # fmt: skip
-    named = pd.DataFrame(per_class, sizes.index, pd.Index(classes, name="class"))
     cells = pd.MultiIndex.from_product([folders, classes, classes], names=["system", "truth", "predicted"])
     reports = {
-        "per_class": named.stack(future_stack=True).rename("iou"),
+        "per_class": pd.DataFrame(per_class.T, pd.Index(classes, name="class"), list(folders)),
         "confusion": pd.Series(matrices.ravel(), cells, name="pixels"),
         "sizes": sizes,
         "boundary": boundary,
@@ -309,8 +308,10 @@ def main(arguments: list[str]) -> None:
     objects = dict(zip(SIZES, counts.objects.tolist(), strict=True))
     metrics = {"images": len(images) // len(folders), "images_without_proposals": without, "objects": objects}
     rounded = table.round(4).astype(object).where(table.notna(), None)  # JSON has no nan
-    with whole(options.reports / "metrics.json") as file:
-        file.write_text(json.dumps(metrics | rounded.to_dict("index"), indent=2) + "\n")
+    headline = {"mean_iou": rounded["mean_iou"].to_dict()}  # DVC's tables have a column for every number in it
+    for name, content in (("metrics", metrics | rounded.to_dict("index")), ("mean_iou", headline)):
+        with whole(options.reports / f"{name}.json") as file:
+            file.write_text(json.dumps(content, indent=2) + "\n")
 
     print(f"{metrics['images']} images of {params.split};", ", ".join(f"{n} {size}" for size, n in objects.items()),
           f"objects; boundary: within {params.boundary[0]} px; in %:")  # fmt: skip

@@ -220,13 +220,13 @@ def main(arguments: list[str]) -> None:
         shards.write(options.out, table, fingerprint(options.dataset, options.edge_model, params))
         return
     frame = recall(options.dataset, options.proposals, params.recall)
-    metrics = {"objects": int(frame["objects"].iloc[0])}
-    for row in frame.itertuples():
-        metrics.setdefault(f"recall_iou_{row.iou}", {})[str(row.boxes)] = round(row.recall, 4)
-    with whole(options.metrics) as file:
-        file.write_text(json.dumps(metrics, indent=2) + "\n")
+    table = frame.pivot(index="boxes", columns="iou", values="recall").round(4)
+    with whole(options.metrics) as file:  # DVC's tables have a column for every number in it
+        file.write_text(json.dumps({"recall": table.iloc[-1].add_prefix("iou_").to_dict()}, indent=2) + "\n")
     with whole(options.plot) as file:
-        frame.pivot(index="boxes", columns="iou", values="recall").add_prefix("recall_iou_").round(4).to_csv(file)
+        table.add_prefix("recall_iou_").to_csv(file)
+    print(f"{frame['objects'].iloc[0]} objects of {params.recall.split}, and the share that the best boxes find:")
+    print(table.rename_axis(columns="IoU").to_string())
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def results(per_class: pd.DataFrame, metrics: dict, classes: list[str]) -> list[
     """Our rows; where the classes are VOC's, each is followed by the paper's and the difference."""
     rows = []
     for key, system in SYSTEMS.items():
-        own = per_class[per_class["system"] == key].set_index("class")["iou"].reindex(classes)
+        own = per_class.set_index("class")[key].reindex(classes)
         ours = [points(value) for value in [metrics[key]["mean_iou"], *own]]
         rows.append(Row(system.name, "ours", ours))
         if key in PAPER and tuple(classes) == VOC_CLASSES:

@@ -1,7 +1,10 @@
+import json
+
 import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from conftest import draw, jpeg
 
 from stages import proposals, shards
@@ -94,6 +97,15 @@ def test_recall_by_hand(experiment):
                                      [1, 0.9, 0.0, 2], [2, 0.9, 0.5, 2], [100, 0.9, 0.5, 2]]  # fmt: skip
     with pytest.raises(InputError, match="no object of at least 5000 px in val"):
         proposals.recall(experiment / "dataset", experiment / "proposals", proposals.Recall("val", 5000, (1,), (0.5,)))
+    values = yaml.safe_load((experiment / "params.yaml").read_text())
+    values["proposals"]["recall"] = {"split": "val", "min_area": 50, "boxes": [2, 100, 1], "iou": [0.9, 0.3]}
+    (experiment / "params.yaml").write_text(yaml.safe_dump(values))
+    command = "recall --dataset dataset --proposals proposals --metrics metrics.json --plot plot.csv"
+    proposals.main(command.split())
+    assert (experiment / "plot.csv").read_text().split() == [
+        "boxes,recall_iou_0.3,recall_iou_0.9", "1,0.5,0.0", "2,0.5,0.5", "100,0.5,0.5"
+    ]  # fmt: skip
+    assert json.loads((experiment / "metrics.json").read_text()) == {"recall": {"iou_0.3": 0.5, "iou_0.9": 0.5}}
 
 
 def test_shard(experiment):
