@@ -3,9 +3,14 @@
 import contextlib
 import datetime
 import errno
+import functools
+import glob
 import json
 import os
+import re
 import shutil
+import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,15 +27,17 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Call `main(arguments)` and turn what a user can mend into one line on stderr and exit status 1.
 
     How long it took goes to data/times.jsonl, which is no stage's output: times differ from run to run.
+    Ctrl-C and SIGTERM end the process at once; the threads and processes of a pool would first finish what is queued.
     """
     begin = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+        os.register_at_fork(after_in_child=functools.partial(signal.signal, number, signal.SIG_DFL))
     try:
         main(sys.argv[1:])
         _note_time(time.monotonic() - begin)
     except InputError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
@@ -38,6 +45,14 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(
             f"error: {where}: {error.strerror}; nothing half-written is left: make room or grant access, run again"
         )
+
+
+def _stop(number: int, _) -> None:
+    for temporary in tuple(_unfinished):
+        _remove(temporary)
+    os.write(2, b"interrupted; the same command continues\n")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _note_time(seconds: float) -> None:
@@ -49,16 +64,29 @@ def _note_time(seconds: float) -> None:
             file.write(json.dumps(line) + "\n")
 
 
+HOST = socket.gethostname()
+_unfinished: set[Path] = set()  # temporaries that this process is writing
+
+
 @contextlib.contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def whole(path: str | Path, continues: str = "") -> Iterator[Path]:
     """Yield a temporary name beside `path`, for a file or a folder; rename it on success, remove it on any error.
 
     A rename replaces DVC's read-only hard links instead of writing through them into the cache. The temporary
     name starts with a dot and ends in `.tmp`, which .dvcignore and the next run's clean-up know.
+
+    continues: hash of all that a folder is made from. What a kill leaves of it is then found under the same name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _sweep(path.parent)
+    temporary = path.with_name(f".{path.name}.{continues or f'{os.getpid()}@{HOST}'}.tmp")
+    if continues:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            if left != temporary:
+                _remove(left)
+    else:
+        _unfinished.add(temporary)
     try:
         yield temporary
         if path.is_dir():
@@ -71,8 +99,35 @@ def whole(path: str | Path) -> Iterator[Path]:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
+        _remove(temporary)
+        _unfinished.discard(temporary)
+
+
+@functools.cache  # once a process
+def _sweep(folder: Path) -> None:
+    """Remove what dead processes left; of other machines, what nothing has been written to for an hour."""
+    for left in folder.glob(".*@*.tmp"):
+        name = re.fullmatch(r"\..+\.(\d+)@([^@]+)\.tmp", left.name)
+        with contextlib.suppress(FileNotFoundError):  # another process may rename or remove it at this moment
+            untouched = time.time() - left.stat().st_mtime
+            if name and (untouched > 3600 or name[2] == HOST and not _lives(int(name[1]))):
+                _remove(left)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _remove(temporary: Path) -> None:
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
         temporary.unlink(missing_ok=True)
 
 

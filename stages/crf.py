@@ -5,7 +5,9 @@ A row of data/labels/{system}_crf/{split}-NNN.parquet: `image_id` · `labels`, a
 
 import argparse
 import functools
+import multiprocessing
 import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,11 @@ def label(pair: tuple[dict, bytes], classes: int, params: Params) -> dict:
     return {"image_id": row["image_id"], "labels": encode_mask(refine(maps, image, params))}
 
 
+def end_with_parent() -> None:
+    """For a process of a pool: end when its parent is killed, instead of waiting for work for ever."""
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.crf", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", type=Path, required=True, help="shard of the data set")
@@ -85,7 +92,7 @@ def main(arguments: list[str]) -> None:
     if options.processes == 1:
         table = list(bar(map(one, zip(rows, images, strict=True))))
     else:
-        with ProcessPoolExecutor(options.processes) as pool:
+        with ProcessPoolExecutor(options.processes, initializer=end_with_parent) as pool:
             table = list(bar(pool.map(one, zip(rows, images, strict=True), chunksize=4)))
     shards.write(
         options.out,

@@ -10,7 +10,8 @@ void · `instance_mask` PNG, 0 none, 1..n, 255 void · `instance_classes` list o
 `instance_boxes` list of n tight [x, y, width, height] px, half-open · `instance_areas` list of n, px · `source`
 voc|sbd · `split`. Masks are null in `test`.
 
-Rows are sorted by split and id, so the shards' bytes do not depend on the archives' order.
+Rows are sorted by split and id, so the shards' bytes do not depend on the archives' order. The folder appears whole;
+after a kill the same command continues with the shards that are missing.
 """
 
 import argparse
@@ -293,31 +294,54 @@ def main(arguments: list[str]) -> None:
                 f"{options.voc}, {options.sbd}: {name} has {got} images, but dataset.counts.{name} in params.yaml is "
                 f"{expected}; correct the number or the archives"
             )
+    mark = shards.fingerprint(__file__, params, *map(shards.file_hash, (options.voc, options.sbd, options.test)))
+    planned = plan(sources, params.shard_images)
     read = functools.partial(read_row, classes=len(params.classes))
     print(
         "dataset:",
         ", ".join(f"{count} {split} images of {source}" for (split, source), count in sizes.items() if count),
+        flush=True,
     )
     with (
-        whole(options.out) as out,
+        whole(options.out, continues=mark) as out,
         ThreadPoolExecutor(os.cpu_count()) as pool,
         progress(total=len(sources), unit="image") as bar,
     ):
-        out.mkdir()
+        out.mkdir(exist_ok=True)
+        whole_ones = {name for name in planned if shards.footer(out / name)}
+        for path in out.iterdir():
+            if path.name not in whole_ones:
+                path.unlink()
+        if whole_ones:
+            print(f"dataset: {len(whole_ones)} of {len(planned)} shards are there since a kill", flush=True)
         written = None
-        for split in ("train", "val", "test"):
-            members = [source for source in sources if source.split == split]
-            count = -(-len(members) // params.shard_images)
-            edges = [len(members) * number // max(count, 1) for number in range(count + 1)]  # shards of even sizes
-            for number in range(count):
-                rows = []
-                for row in pool.map(read, members[edges[number] : edges[number + 1]]):
-                    rows.append(row)
-                    bar.update()
-                if written:
-                    written.result()  # one shard is written while the next is read: two in memory, no more
-                written = pool.submit(write, out / f"{split}-{number:03d}.parquet", rows)
-        written.result()
+        for name, members in planned.items():
+            if name in whole_ones:
+                bar.update(len(members))
+                continue
+            rows = []
+            for row in pool.map(read, members):
+                rows.append(row)
+                bar.update()
+            if written:
+                written.result()  # one shard is written while the next is read: two in memory, no more
+            written = pool.submit(write, out / name, rows)
+        if written:
+            written.result()
+        if {path.name for path in out.iterdir()} != set(planned):
+            raise InputError(f"{options.out}: another process is making it, too; wait for its end, then run again")
+
+
+def plan(sources: list[Source], images: int) -> dict[str, list[Source]]:
+    """The shards: file name -> what is in it, at most `images`, the shards of a split of even sizes."""
+    planned = {}
+    for split in ("train", "val", "test"):
+        members = [source for source in sources if source.split == split]
+        count = -(-len(members) // images)
+        for number in range(count):
+            start, end = (len(members) * edge // count for edge in (number, number + 1))
+            planned[f"{split}-{number:03d}.parquet"] = members[start:end]
+    return planned
 
 
 def write(path: Path, rows: list[dict]) -> None:
