@@ -87,6 +87,7 @@ def main(arguments: list[str]) -> None:
     params, classes = load(Params, "crf"), len(load(list[str], "dataset.classes"))
     rows = scores.read(options.scores, options.dataset)
     images = shards.read(options.dataset, ["image"])["image"].to_pylist()
+    mark = fingerprint(options.dataset, options.scores, classes, params)  # now: the code may be edited while it runs
     one = functools.partial(label, classes=classes, params=params)
     bar = functools.partial(progress, total=len(rows), unit="image", desc=options.out.parent.name)
     if options.processes == 1:
@@ -94,11 +95,7 @@ def main(arguments: list[str]) -> None:
     else:
         with ProcessPoolExecutor(options.processes, initializer=end_with_parent) as pool:
             table = list(bar(pool.map(one, zip(rows, images, strict=True), chunksize=4)))
-    shards.write(
-        options.out,
-        pa.Table.from_pylist(table, scores.LABELS_SCHEMA),
-        fingerprint(options.dataset, options.scores, classes, params),
-    )
+    shards.write(options.out, pa.Table.from_pylist(table, scores.LABELS_SCHEMA), mark)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     params, classes = load(Params, "ensemble"), len(load(list[str], "dataset.classes"))
     first, second = (scores.read(path, options.dataset) for path in options.members)
+    mark = fingerprint(options.members, classes, params)  # now: the code may be edited while it runs
     table = []
     for a, b in zip(progress(first, unit="image", desc=options.out.stem), second, strict=True):
         maps = [scores.decode(row, classes) for row in (a, b)]
@@ -53,11 +54,7 @@ def main(arguments: list[str]) -> None:
                 f"{b['width']}x{b['height']} in {options.members[1]}; run `dvc repro`"
             )
         table.append({"image_id": a["image_id"], "growth": []} | scores.encode(combine(*maps, params.method)))
-    shards.write(
-        options.out,
-        pa.Table.from_pylist(table, scores.SCHEMA),
-        fingerprint(options.members, classes, params),
-    )
+    shards.write(options.out, pa.Table.from_pylist(table, scores.SCHEMA), mark)
 
 
 if __name__ == "__main__":

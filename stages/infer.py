@@ -284,6 +284,9 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(options.threads)
     net = load_net(options.model, load(list[str], "dataset.classes"), own_device())
     rows = shards.read(options.dataset, ["image_id", "image"]).to_pylist()
+    proposals = None if net.spec["kind"] == "fcn" else options.proposals
+    # now: the code may be edited while it runs
+    mark = fingerprint(options.dataset, proposals, options.model, options.growth, params, around)
 
     def images() -> Iterator[np.ndarray]:
         for row in rows:
@@ -316,8 +319,6 @@ def main(arguments: list[str]) -> None:
             }
             | scores.encode(result.cpu().numpy())
         )
-    proposals = None if net.spec["kind"] == "fcn" else options.proposals
-    mark = fingerprint(options.dataset, proposals, options.model, options.growth, params, around)
     shards.write(options.out, pa.Table.from_pylist(table, scores.SCHEMA), mark)
 
 

@@ -216,8 +216,9 @@ def main(arguments: list[str]) -> None:
     if options.action == "shard":
         cv2.setNumThreads(1)  # the shards share the cores; one thread each wastes none
         detector = EdgeBoxes(params, options.edge_model)
-        table = propose(shards.read(options.dataset, ["image_id", "image"]), detector, options.dataset.stem)
-        shards.write(options.out, table, fingerprint(options.dataset, options.edge_model, params))
+        rows = shards.read(options.dataset, ["image_id", "image"])
+        mark = fingerprint(options.dataset, options.edge_model, params)  # now: the code may be edited while it runs
+        shards.write(options.out, propose(rows, detector, options.dataset.stem), mark)
         return
     frame = recall(options.dataset, options.proposals, params.recall)
     table = frame.pivot(index="boxes", columns="iou", values="recall").round(4)
