@@ -41,7 +41,7 @@ def read(path: str | Path, columns: list[str] | None = None) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"{path}: not a readable parquet file ({_line(error)}); "
-            "`chmod u+w` and remove it, then `dvc pull` or `dvc repro`"
+            "`chmod u+w`, `touch` and remove it, then `dvc pull` or `dvc repro`"
         ) from None
 
 

@@ -36,7 +36,7 @@ def read(path: str | Path) -> dict:
     """The dictionary of a model file, its tensors on the CPU."""
     try:
         if zipfile.ZipFile(path).testzip():  # torch.load looks at no checksum
-            raise ValueError("damaged; `chmod u+w` and remove it, then `dvc pull` or `dvc repro`")
+            raise ValueError("damaged; `chmod u+w`, `touch` and remove it, then `dvc pull` or `dvc repro`")
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such model; run the stage that trains it") from None
