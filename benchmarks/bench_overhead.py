@@ -8,10 +8,12 @@ their number and size.
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from shutil import copy
 
@@ -39,30 +41,6 @@ def cpu(pid: int) -> float:
     """Seconds of processor that a process and its children so far have had."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def through_dvc(experiment: Path) -> dict[str, tuple[float, float, list[dict]]]:
-    """Seconds of clock and processor and the plain commands of every stage, until the next one's begin."""
-
-    def commands() -> list[str]:
-        times = experiment / "data/times.jsonl"
-        return times.read_text().splitlines() if times.exists() else []
-
-    begin = time.perf_counter()
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(["dvc", "repro"], cwd=experiment, env=pipeline.environment(), **streams)
-    marks, printed = [("dvc", begin, 0.0, 0)], []
-    for line in process.stdout:
-        printed.append(line)
-        if line.startswith("Running stage '"):
-            marks.append((line.split("'")[1], time.perf_counter(), cpu(process.pid), len(commands())))
-    marks.append(("", time.perf_counter(), cpu(process.pid), None))
-    assert process.wait() == 0, "".join(printed)
-    done = [json.loads(command) for command in commands()]
-    return {
-        name: (end - begin, end_cpu - begin_cpu, done[first:last])
-        for (name, begin, begin_cpu, first), (_, end, end_cpu, last) in zip(marks, marks[1:], strict=False)
-    }
 
 
 def seconds(folder: Path, *command: str) -> tuple[float, float]:
@@ -101,25 +79,41 @@ def paper(root: Path) -> tuple[int, int]:
     return len(files), sum(size for _, size in files)
 
 
-def stages(folder: Path) -> tuple[Path, dict[str, list[float]]]:
-    """An experiment that has run, and of every stage: clock and processor of the plain commands, and through DVC."""
-    tools, bare = (pipeline.write_repository(folder / name) for name in ("tools", "bare"))
-    profile = tools.parent / "workflow/profiles/default/config.yaml"
-    profile.write_text(profile.read_text().replace("cores: all", "cores: 1"))
-    rows = {}
-    for stage, (clock, processor, commands) in through_dvc(tools).items():
-        parts = [seconds(bare, sys.executable, "-m", run["module"], *run["arguments"]) for run in commands]
-        rows[stage] = [sum(part[0] for part in parts), sum(part[1] for part in parts), clock, processor]
-    return tools, rows
+def stages(tools: Path, bare: Path) -> dict[str, list[float]]:
+    """Seconds of every stage, until the next one's begin: clock and processor of the plain commands, and through DVC.
+
+    DVC is halted while the plain commands run in the other experiment: both must have the machine in the same state.
+    """
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "process_group": 0}
+    process = subprocess.Popen(["dvc", "repro"], cwd=tools, env=pipeline.environment(), **streams)
+    times, rows, printed = tools / "data/times.jsonl", {}, []
+    stage, begin, before, done = "dvc", time.perf_counter(), 0.0, 0
+    try:
+        for line in chain(process.stdout, [""]):
+            printed.append(line)
+            if not line or line.startswith("Running stage '"):
+                clock, after = time.perf_counter() - begin, cpu(process.pid)
+                os.killpg(process.pid, signal.SIGSTOP)
+                runs = [json.loads(run) for run in times.read_text().splitlines()[done:]] if times.exists() else []
+                plain = [seconds(bare, sys.executable, "-m", run["module"], *run["arguments"]) for run in runs]
+                rows[stage] = [sum(part[0] for part in plain), sum(part[1] for part in plain), clock, after - before]
+                stage, begin, before, done = line[15:-3], time.perf_counter(), after, done + len(runs)
+                os.killpg(process.pid, signal.SIGCONT)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.wait() == 0, "".join(printed)
+    return rows
 
 
 def main(folder: Path, rounds: int = 1) -> None:
     os.environ["DVC_SITE_CACHE_DIR"] = str(folder / "site")  # DVC's memory of hashes goes with the folder
     runs = []
     for number in range(rounds):
-        (folder / str(number)).mkdir()
-        experiment, rows = stages(folder / str(number))
-        runs.append(rows)
+        tools, bare = (pipeline.write_repository(folder / f"{name}{number}") for name in ("tools", "bare"))
+        profile = tools.parent / "workflow/profiles/default/config.yaml"
+        profile.write_text(profile.read_text().replace("cores: all", "cores: 1"))
+        runs.append(stages(tools, bare))
     rows = {stage: [min(values) for values in zip(*(run[stage] for run in runs), strict=True)] for stage in runs[0]}
     rows["sum"] = [sum(values) for values in zip(*rows.values(), strict=True)]
     print(f"{'seconds':20}{'plain commands':>20}{'through DVC':>20}{'added':>20}")
@@ -127,9 +121,9 @@ def main(folder: Path, rounds: int = 1) -> None:
     for stage, row in rows.items():
         row += [row[2] - row[0], row[3] - row[1]]
         print(f"{stage:20}" + "".join(f"{value:{width}.2f}" for value, width in zip(row, 3 * [12, 8], strict=True)))
-    print(f"the small world: {nothing_to_do(experiment)}; under 3 s is wanted", flush=True)
+    print(f"the small world: {nothing_to_do(tools)}; under 3 s is wanted", flush=True)
 
-    root = experiment.parent
+    root = tools.parent
     count, size = paper(root)
     seconds(root, "dvc", "config", "--local", "cache.type", "hardlink")  # a copy would fill the files' holes
     clock, _ = seconds(root, "dvc", "commit", "--force", "--quiet", "dvc.yaml")
