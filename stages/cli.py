@@ -7,10 +7,8 @@ import functools
 import glob
 import json
 import os
-import re
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,7 +62,6 @@ def _note_time(seconds: float) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-HOST = socket.gethostname()
 _unfinished: set[Path] = set()  # temporaries that this process is writing
 
 
@@ -79,13 +76,11 @@ def whole(path: str | Path, continues: str = "") -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    temporary = path.with_name(f".{path.name}.{continues or f'{os.getpid()}@{HOST}'}.tmp")
-    if continues:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            if left != temporary:
-                _remove(left)
-    else:
+    temporary = path.with_name(f".{path.name}.{continues or os.getpid()}.tmp")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a kill: no two processes write one name
+        if left != temporary:
+            _remove(left)
+    if not continues:
         _unfinished.add(temporary)
     try:
         yield temporary
@@ -101,27 +96,6 @@ def whole(path: str | Path, continues: str = "") -> Iterator[Path]:
     finally:
         _remove(temporary)
         _unfinished.discard(temporary)
-
-
-@functools.cache  # once a process
-def _sweep(folder: Path) -> None:
-    """Remove what dead processes left; of other machines, what nothing has been written to for an hour."""
-    for left in folder.glob(".*@*.tmp"):
-        name = re.fullmatch(r"\..+\.(\d+)@([^@]+)\.tmp", left.name)
-        with contextlib.suppress(FileNotFoundError):  # another process may rename or remove it at this moment
-            untouched = time.time() - left.stat().st_mtime
-            if name and (untouched > 3600 or name[2] == HOST and not _lives(int(name[1]))):
-                _remove(left)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _remove(temporary: Path) -> None:
