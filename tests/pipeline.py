@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def write_repository(folder: Path) -> Path:
-    """The project under git, its experiment of 4 + 6 + 4 images and two steps a training; returns the experiment."""
+    """The project under git, its experiment of 4 + 6 + 4 images and four steps a training; returns the experiment."""
     folder.mkdir()
     for name in ("stages", "workflow"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".snakemake"))
@@ -33,7 +33,8 @@ def write_repository(folder: Path) -> Path:
     params["pretrain"]["size"] |= {"width": 4, "fc_width": 16}
     for section in (params["pretrain"]["run"], *params["train"].values(), params["train_fcn"]["run"]):
         if isinstance(section, dict):
-            section |= {"steps": 2, "batch": 4, "micro_batch": 4, "drop_at": [], "validate_every": 2, "held_out": 0.3}
+            section |= {"steps": 4, "batch": 4, "micro_batch": 4, "drop_at": [], "held_out": 0.3}
+            section |= {"validate_every": 4, "checkpoint_every": 1}
     params["reestimate"] |= {"passes": 2, "batch": 4}
     params["infer"]["growth"] = [1, 5]
     params["infer"]["deconvnet"]["proposals"] = 5

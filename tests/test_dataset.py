@@ -1,6 +1,10 @@
 import io
+import multiprocessing
+import os
 import re
+import signal
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,3 +272,90 @@ def test_unpacks_nothing(experiment, voc_members, sbd_members):
     build(experiment, voc_members, sbd_members)
     assert {path.name for path in experiment.iterdir()} == before
     assert all(re.fullmatch(r"(train|val)-\d{3}\.parquet", path.name) for path in (experiment / "out").iterdir())
+
+
+def archives(folder, voc, sbd):
+    tar(folder / "voc.tar", voc)
+    tar(folder / "sbd.tgz", sbd, "w:gz")
+    (folder / "test.tar").touch()
+
+
+def make(out="out"):
+    dataset.main(["--voc", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar", "--out", out])
+    return {path.name: path.read_bytes() for path in Path(out).iterdir()}
+
+
+def killed(after):
+    """The stage, killed in the middle of the shard after so many."""
+
+    def run():
+        write, written = dataset.write, []
+
+        def counted(path, rows):
+            if len(written) == after:
+                path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+            written.append(path)
+            write(path, rows)
+
+        dataset.write = counted
+        make()
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not Path("out").exists(), "half a data set must not look like one"
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Names of the shards that are written from now on."""
+    names, write = [], dataset.write
+    monkeypatch.setattr(dataset, "write", lambda path, rows: (names.append(path.name), write(path, rows)))
+    return names
+
+
+def test_after_a_kill_only_missing_shards_are_made(experiment, voc_members, sbd_members, written):
+    archives(experiment, voc_members, sbd_members)
+    expected = make("uninterrupted")
+    assert sorted(written) == ["train-000.parquet", "train-001.parquet", "val-000.parquet"]
+    killed(after=2)
+    written.clear()
+    assert make() == expected
+    assert written == ["val-000.parquet"]
+    assert not list(experiment.glob(".*"))
+
+
+@pytest.mark.parametrize("what", ["archive", "parameters", "code"])
+def test_what_a_kill_left_is_not_used_for_anything_else(
+    experiment, voc_members, sbd_members, written, monkeypatch, what
+):
+    archives(experiment, voc_members, sbd_members)
+    killed(after=2)
+    if what == "archive":
+        archives(experiment, voc_members | {f"{VOC}/JPEGImages/v2.jpg": jpeg(draw(77)[0])}, sbd_members)
+    elif what == "parameters":
+        params = experiment / "params.yaml"
+        params.write_text(params.read_text().replace("shard_images: 2", "shard_images: 3"))
+    else:
+        monkeypatch.setattr(shards, "code", lambda module: "another")
+    found = make()
+    assert sorted(written) == ["train-000.parquet", "train-001.parquet", "val-000.parquet"]
+    assert found == make("uninterrupted")
+    assert not list(experiment.glob(".*"))
+
+
+def test_two_at_once_do_not_end_in_half_a_data_set(experiment, voc_members, sbd_members, monkeypatch):
+    archives(experiment, voc_members, sbd_members)
+    write = dataset.write
+
+    def overtaken(path, rows):
+        for other in path.parent.glob("*.parquet"):  # the other one has come to its end and renamed the folder
+            other.unlink()
+        write(path, rows)
+
+    monkeypatch.setattr(dataset, "write", overtaken)
+    with pytest.raises(InputError, match="out: another process is making it, too; wait for its end, then run again"):
+        make()
+    assert not (experiment / "out").exists()
