@@ -114,8 +114,7 @@ mount -o remount,rw none cache
 cat /dev/zero > cache/ballast || rm=needed
 dvc repro crops_stage1 > full 2>&1 && exit 1
 rm cache/ballast
-dvc repro crops_stage1
-dvc status crops_stage1 > again
+dvc repro crops_stage1 > again
 cp -r cache kept
 """
 
@@ -132,6 +131,6 @@ def test_a_cache_that_is_read_only_or_full(built, tmp_path):
     readonly, full, again = ((world / name).read_text() for name in ("readonly", "full", "again"))
     assert f"Read-only file system: '{world}/cache/" in readonly
     assert "ERROR: failed to reproduce 'crops_stage1': [Errno 28] No space left on device" in full
-    assert UP_TO_DATE in again
+    assert "Running stage 'crops_stage1'" in again
     for file in (world / "kept/files/md5").glob("*/*"):
         assert hashlib.md5(file.read_bytes()).hexdigest() == (file.parent.name + file.name).removesuffix(".dir")
