@@ -9,9 +9,9 @@ GRES=/etc/slurm/gres.conf
 MARK='# written by tests/slurm.sh'
 STATE=/run/slurm-for-tests
 
-fail() {
+cannot() { # as far as this machine is concerned, which a test takes for a reason to be skipped
     echo "error: $*" >&2
-    exit 1
+    exit 77
 }
 
 patiently() { # patiently COMMAND...: until it succeeds, 20 s at most
@@ -29,7 +29,7 @@ idle() { [ -z "$(squeue --noheader)" ]; }
 ready() { [ "$(sinfo --noheader --format %T)" = idle ]; }
 
 start() {
-    stop
+    [ ! -e "$CONF" ] || cannot "$CONF: this script's SLURM runs already; $0 stop ends it"
     mkdir -p "$STATE/state" "$STATE/spool" "$(dirname "$CONF")"
     chmod 755 "$STATE"
     # a munge of its own: with other keys and another socket than the machine's, should it have one
@@ -67,7 +67,8 @@ END
     patiently ready || {
         tail -n 20 "$STATE"/*.log >&2
         stop
-        fail "SLURM did not start; above are the ends of its logs"
+        echo "error: SLURM did not start; above are the ends of its logs" >&2
+        exit 1
     }
     echo "SLURM runs: sinfo, squeue, scontrol show job; its logs: $STATE/*.log; $0 stop ends it"
 }
@@ -76,24 +77,23 @@ stop() {
     [ -e "$CONF" ] || return 0
     scancel --user root 2> /dev/null || true
     patiently idle || true
-    for daemon in slurmd slurmctld munged; do
-        if [ -s "$STATE/$daemon.pid" ]; then
-            pid=$(< "$STATE/$daemon.pid")
-            kill "$pid" 2> /dev/null && patiently ended "$pid" || true
-        fi
+    pids=$(cat "$STATE"/*.pid 2> /dev/null) || true
+    [ -z "$pids" ] || kill $pids 2> /dev/null || true
+    for pid in $pids; do
+        patiently ended "$pid" || kill -KILL "$pid" || true
     done
     rm -rf "$CONF" "$GRES" "$STATE"
 }
 
-[ "$(id -u)" = 0 ] || fail "a SLURM node is root's to start: sudo $0 ${1:-start}"
+[ "$(id -u)" = 0 ] || cannot "a SLURM node is root's to start: sudo $0 ${1:-start}"
 for program in slurmctld slurmd munged; do
-    command -v "$program" > /dev/null || fail "$program: not installed; apt-get install slurm-wlm munge"
+    command -v "$program" > /dev/null || cannot "$program: not installed; apt-get install slurm-wlm munge"
 done
 if [ -e "$CONF" ] && [ "$(head -n 1 "$CONF")" != "$MARK" ]; then
-    fail "$CONF: another SLURM's; this script would overwrite it. Take another machine, or test on that SLURM itself"
+    cannot "$CONF: another SLURM's; this script would overwrite it. Take another machine, or test on that SLURM itself"
 fi
 case "${1:-}" in
     start) start ;;
     stop) stop ;;
-    *) fail "usage: $0 start|stop" ;;
+    *) echo "usage: $0 start|stop" >&2 && exit 2 ;;
 esac
