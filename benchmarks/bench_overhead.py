@@ -84,8 +84,10 @@ def stages(tools: Path, bare: Path) -> dict[str, list[float]]:
 
     DVC is halted while the plain commands run in the other experiment: both must have the machine in the same state.
     """
+    (tools / "config.yaml").write_text("cores: 1\n")
+    environment = pipeline.environment(SNAKEMAKE_PROFILE=str(tools))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "process_group": 0}
-    process = subprocess.Popen(["dvc", "repro"], cwd=tools, env=pipeline.environment(), **streams)
+    process = subprocess.Popen(["dvc", "repro"], cwd=tools, env=environment, **streams)
     times, rows, printed = tools / "data/times.jsonl", {}, []
     stage, begin, before, done = "dvc", time.perf_counter(), 0.0, 0
     try:
@@ -111,8 +113,6 @@ def main(folder: Path, rounds: int = 1) -> None:
     runs = []
     for number in range(rounds):
         tools, bare = (pipeline.write_repository(folder / f"{name}{number}") for name in ("tools", "bare"))
-        profile = tools.parent / "workflow/profiles/default/config.yaml"
-        profile.write_text(profile.read_text().replace("cores: all", "cores: 1"))
         runs.append(stages(tools, bare))
     rows = {stage: [min(values) for values in zip(*(run[stage] for run in runs), strict=True)] for stage in runs[0]}
     rows["sum"] = [sum(values) for values in zip(*rows.values(), strict=True)]
