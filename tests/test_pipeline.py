@@ -103,6 +103,19 @@ def test_bad_splits_stop_snakemake_with_one_line(world, splits, said):
     assert "Traceback" not in done.stderr
 
 
+def test_a_damaged_shard_of_the_data_set_stops_snakemake_with_one_line(world):
+    shard = world / "data/dataset/val-000.parquet"
+    whole = shard.read_bytes()
+    shard.unlink()  # a link into the cache
+    shard.write_bytes(whole[:-100])
+    command = "PYTHONPATH=.. snakemake --snakefile ../workflow/Snakefile --config stage=proposals"
+    done = call(world, "sh", "-c", command)
+    shard.write_bytes(whole)
+    assert done.returncode != 0
+    assert "error: data/dataset/val-000.parquet: damaged; `chmod u+w`, `touch` and remove it, then" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_training_takes_the_machines_gpus_and_inference_one(world, tmp_path):
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: another'\n")
