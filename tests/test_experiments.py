@@ -207,7 +207,10 @@ def test_the_documents_commands(both):
     assert "up to date" in call(folder, "dvc", "status", "dvc.yaml").stdout
     assert "iterations: 3" in git(both, "show", "HEAD:demo/params.yaml")
     mean = json.loads((folder / "reports/mean_iou.json").read_text())["mean_iou"]
-    assert table["crf-1"]["mean_iou.edeconvnet_crf"] == f"{mean['edeconvnet_crf']:.5g}"
+    columns = [name for name in table["crf-1"] if name.startswith("mean_iou.")]  # those that are not the same in all
+    assert "mean_iou.edeconvnet" in columns
+    for column in columns:
+        assert float(table["crf-1"][column]) == mean[column.removeprefix("mean_iou.")]
     assert re.findall(r"^\S+:$", run(apply), re.M) == ["report:"]
     assert "iterations: 8" in (folder / "params.yaml").read_text()
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Patient:
         self.experiment, self.chance = experiment, chance
         self.log = experiment.parent / "repro.log"
         self.sessions: list[int] = []
+        self.kills = 0
         self.complete: dict[str, int] = {}  # shard that was whole when everything was killed -> times it was computed
         self.trained: dict[str, int] = {}  # folder of checkpoints -> step of the one that a kill left
         self.mended: Counter[str] = Counter()
@@ -86,7 +88,9 @@ class Patient:
             stage = (re.findall(r"^Running stage '(.*)':", self.log.read_text(), re.M) or [""])[-1]
             if aimed is None or aimed.stage != stage:  # a stage that ends before its moment gets away this time
                 aimed = next((kill for kill in pending if kill.stage == stage), None)
-                due, tick = time.monotonic() + self.chance.uniform(0, self.usual(stage)), time.time()
+                quick = arguments or stage.startswith(("fetch", "dataset", "crops", "evaluate"))
+                due = time.monotonic() + self.chance.uniform(0, 1.5 if quick else 5)  # about what the stage takes
+                tick = time.time()
             if aimed and (self.at_work(aimed, tick) if aimed.working else time.monotonic() > due):
                 victim = one(process.pid, aimed.whom)
                 if aimed.whom == "all":
@@ -95,6 +99,7 @@ class Patient:
                     victim.send_signal(aimed.number)
                 if aimed.whom == "all" or victim:
                     struck = aimed
+                    self.kills += 1
                     pending.remove(aimed)
                     break
         try:
@@ -103,10 +108,6 @@ class Patient:
             left = [(left.pid, left.status(), left.cmdline()) for left in started(process.pid)]
             pytest.fail(f"{struck} did not end it: {left}\n{self.log.read_text()}")
         return struck, status, self.log.read_text()
-
-    def usual(self, stage: str) -> float:
-        """Seconds within which a stage of the tiny world is to be struck: about what it takes."""
-        return 1.5 if stage.startswith(("fetch", "dataset", "crops", "evaluate")) else 5
 
     def at_work(self, kill: Kill, since: float) -> bool:
         if kill.stage in CHECKPOINTS:
@@ -158,18 +159,19 @@ class Patient:
             pytest.fail(printed)
 
 
-def survive(experiment: Path, kills: list[Kill], chance: random.Random, every: bool) -> Patient:
-    """Run the pipeline to its end through all these kills; `every`: also those whose stage got away."""
-    patient, pending, whole = Patient(experiment, chance), list(kills), False
-    while not whole or every and pending:
-        again = ["--force", "--single-item", pending[0].stage] if whole else []
+def survive(experiment: Path, kills: list[Kill], chance: random.Random, every: Sequence[str] = ()) -> Patient:
+    """Run the pipeline to its end through the kills; of `every` stage that got away each time, run it again for it."""
+    patient, pending, missed, whole = Patient(experiment, chance), list(kills), list(every), False
+    while not whole or missed:
+        again = ["--force", "--single-item", missed[0]] if whole else []
+        pending = [Kill(missed[0])] if whole else pending
         begin = time.monotonic()
         struck, status, printed = patient.attempt(pending, *again)
         patient.check(printed)
         said = f"{struck.whom} {struck.number.name} in {struck.stage}" if struck else "to the end"
         print(f"{time.monotonic() - begin:5.1f} s, exit {status}: {said}", flush=True)
         if struck:
-            whole = False
+            whole, missed = False, [stage for stage in missed if stage != struck.stage]
             if struck.whom == "all":
                 while started(patient.sessions[-1]):
                     time.sleep(0.02)
@@ -181,7 +183,7 @@ def survive(experiment: Path, kills: list[Kill], chance: random.Random, every: b
             patient.mend(printed)
             print(f"        mended: {dict(patient.mended)}", flush=True)
         else:
-            whole = not again
+            whole = True
     end = time.monotonic() + 20
     while any(map(started, patient.sessions)) and time.monotonic() < end:
         time.sleep(0.1)
@@ -220,7 +222,7 @@ def test_killed_at_random_it_ends_the_same(built, tmp_path):
         Kill(chance.choice(SHARDED), signal.SIGTERM, working=True),
     ]
     experiment = write_repository(tmp_path / "repository")
-    survive(experiment, kills, chance, every=False)
+    survive(experiment, kills, chance)
     same(experiment, built)
 
 
@@ -309,27 +311,31 @@ with ProcessPoolExecutor(2, initializer=end_with_parent) as pool:
     assert started(process.pid) == []
 
 
-def main(seed: int) -> None:
-    print("seed", seed)
+def survive_everywhere(experiment: Path, built: Path, seed: int) -> str:
+    """Killed in every stage, and some more; returns what it took."""
     chance = random.Random(seed)
+    stages = list(yaml.safe_load((built / "dvc.lock").read_text())["stages"])
+    kills = [Kill(stage) for stage in stages]
+    kills += [Kill(stage, working=True) for stage in [*CHECKPOINTS, *chance.sample(SHARDED, 2)]]
+    kills += [Kill(chance.choice(SHARDED), whom=whom) for whom in ("worker", "worker", "snakemake", "dvc")]
+    kills += [Kill(chance.choice([*CHECKPOINTS]), whom=whom) for whom in ("worker", "snakemake", "dvc")]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        kills += [Kill(stage, number, working=True) for stage in ("dataset", chance.choice(SHARDED))]
+    chance.shuffle(kills)
+    begin = time.monotonic()
+    patient = survive(write_repository(experiment), kills, chance, stages)
+    same(patient.experiment, built)
+    seconds = time.monotonic() - begin
+    return f"seed {seed}: {patient.kills} kills, {len(patient.sessions)} runs, {seconds:.0f} s, {dict(patient.mended)}"
+
+
+def main(seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         built = write_repository(Path(folder, "built"))
         begin = time.monotonic()
         repro(built)
-        print(f"{time.monotonic() - begin:.1f} s without a kill", flush=True)
-        stages = list(yaml.safe_load((built / "dvc.lock").read_text())["stages"])
-        kills = [Kill(stage) for stage in stages]
-        kills += [Kill(stage, working=True) for stage in [*CHECKPOINTS, *chance.sample(SHARDED, 2)]]
-        kills += [Kill(chance.choice(SHARDED), whom=whom) for whom in ("worker", "worker", "snakemake", "dvc")]
-        kills += [Kill(chance.choice([*CHECKPOINTS]), whom=whom) for whom in ("worker", "snakemake", "dvc")]
-        for number in (signal.SIGINT, signal.SIGTERM):
-            kills += [Kill(stage, number, working=True) for stage in ("dataset", chance.choice(SHARDED))]
-        chance.shuffle(kills)
-        experiment = write_repository(Path(folder, "repository"))
-        begin = time.monotonic()
-        patient = survive(experiment, kills, chance, every=True)
-        same(experiment, built)
-        print(f"{len(kills)} kills, {len(patient.sessions)} runs, {time.monotonic() - begin:.1f} s; {patient.mended}")
+        print(f"{time.monotonic() - begin:.0f} s without a kill", flush=True)
+        print(survive_everywhere(Path(folder, "repository"), built, seed))
 
 
 if __name__ == "__main__":
