@@ -2,7 +2,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export PYTHONPATH := $(CURDIR)
 
 VENV := .venv/installed
 UV := $(or $(shell command -v uv),.uv/bin/uv)
@@ -13,13 +12,23 @@ SNAKEFILES := workflow/Snakefile workflow/rules
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
+.PHONY: setup
+setup: $(VENV)  ## make .venv, the environment that everything runs in
+	@echo 'now: . .venv/bin/activate'
+
 .PHONY: demo
-demo: $(VENV)  ## the whole pipeline on the embedded default, in minutes
+demo: $(VENV)  ## the whole pipeline on a small synthetic dataset, in minutes
 	cd demo && dvc repro
-	@echo 'the report: demo/reports/index.html'
+	@echo 'To go on: . .venv/bin/activate'
+
+.PHONY: check
+check: $(VENV)  ## check the paper's params.yaml, and say what a run would need
+	python -m experiment.check
 
 .PHONY: repro
-repro: $(VENV)  ## the whole pipeline on PASCAL VOC 2012 and SBD: the paper
+repro: $(VENV)  ## the paper: the whole pipeline on PASCAL VOC 2012 and SBD
+	python -m experiment.check
+	dvc repro fetch
 	dvc repro
 
 .PHONY: test
@@ -42,9 +51,23 @@ format: $(VENV)  ## mend the style
 bench: $(VENV)  ## speed against plain equivalents, as ratios of one run
 	python -m benchmarks
 
+# Every experiment is a DVC project of its own, and all share one cache: a remote must be told to each of them, and
+# cleaning must ask each of them what it needs.
+EXPERIMENTS = $(patsubst %.dvc/config,%,$(shell git ls-files '.dvc/config' '*/.dvc/config'))
+
+.PHONY: remote
+remote: $(VENV)  ## make remote URL=s3://bucket/deconvnet (or an absolute folder): where all experiments are shared
+	@test -n '$(URL)' || { echo 'error: make remote URL=s3://bucket/folder, or URL=/absolute/folder'; exit 1; }
+	for folder in $(EXPERIMENTS:%=./%); do (cd $$folder && dvc remote add --force --default store '$(URL)' \
+	    && dvc remote modify store verify true) || exit; done
+
+.PHONY: gc
+gc: $(VENV)  ## drop from the cache what no experiment's workspace needs
+	dvc gc --workspace --projects $(filter-out ./,$(EXPERIMENTS:%=./%))
+
 .PHONY: lock
 lock: $(BOOTSTRAP)  ## pin in requirements.txt what pyproject.toml asks for
-	$(UV) pip compile pyproject.toml --group dev --universal --generate-hashes \
+	$(UV) pip compile pyproject.toml --all-extras --group pipeline --group dev --universal --generate-hashes \
 	    --custom-compile-command 'make lock' --quiet --output-file requirements.txt
 
 .uv/bin/uv:
@@ -52,6 +75,7 @@ lock: $(BOOTSTRAP)  ## pin in requirements.txt what pyproject.toml asks for
 	.uv/bin/pip install --quiet uv==0.13.8
 
 # sync: what requirements.txt no longer names goes, so that the environment is that file and nothing else.
+# repository.pth: `python -m experiment.predict` and `import deconvnet` work in every folder.
 # Bytecode is made here, once: the pipeline starts some forty processes, each of which imports DVC, Snakemake or PyTorch.
 # pydensecrf2 is compiled: where the machine's Python came without its headers, uv's own Python, which has them, serves.
 $(VENV): requirements.txt | $(BOOTSTRAP)
@@ -59,4 +83,5 @@ $(VENV): requirements.txt | $(BOOTSTRAP)
 	.venv/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("include"), "Python.h").stat()' \
 	    2> /dev/null || $(UV) venv --quiet --clear --managed-python --python '>=3.11,<3.13' .venv
 	$(UV) pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes requirements.txt
+	echo '$(CURDIR)' > "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/repository.pth"
 	touch $@

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pydensecrf.densecrf as densecrf
 
 from benchmarks import world
-from stages import scores, shapes, shards
+from deconvnet import scores, tables
+from demo.world.archives import jpeg
 
 
 def bare(maps: list[np.ndarray], images: list[np.ndarray]) -> None:
@@ -20,8 +21,8 @@ def bare(maps: list[np.ndarray], images: list[np.ndarray]) -> None:
         powers = np.exp(score_map - score_map.max(0))
         field = densecrf.DenseCRF2D(width, height, classes)
         field.setUnaryEnergy(-np.log(powers / powers.sum(0)).reshape(classes, -1))
-        field.addPairwiseGaussian(sxy=3, compat=3)
-        field.addPairwiseBilateral(sxy=20, srgb=3, rgbim=image, compat=5)
+        field.addPairwiseGaussian(sxy=3, compat=3, normalization=densecrf.NO_NORMALIZATION)
+        field.addPairwiseBilateral(sxy=20, srgb=3, rgbim=image, compat=5, normalization=densecrf.NO_NORMALIZATION)
         np.asarray(field.inference(10)).argmax(0)
 
 
@@ -40,10 +41,10 @@ def main(folder: Path, count: int = 32) -> None:
         image_id = f"p{number:03d}"
         images.append(image)
         maps.append(score_map.astype(np.float32))
-        rows.append({"image_id": image_id, "image": shapes.jpeg(image)})
+        rows.append({"image_id": image_id, "image": jpeg(image)})
         table.append({"image_id": image_id} | scores.encode(maps[-1]))
-    shards.write("val-000.parquet", pa.Table.from_pylist(rows))
-    shards.write("scores.parquet", pa.Table.from_pylist(table, scores.SCHEMA))
+    tables.write("val-000.parquet", pa.Table.from_pylist(rows))
+    tables.write("scores.parquet", pa.Table.from_pylist(table, scores.SCHEMA))
     start = time.perf_counter()
     bare(maps, images)
     plain = time.perf_counter() - start

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 
 from benchmarks import world
-from stages import config, infer, nets, shapes
+from deconvnet.inference.windows import by_windows, select
+from deconvnet.nets.deconvnet import DeconvNet
+from demo.world.archives import ids
+from demo.world.scenes import scene
+from experiment.params import load
 
 
 def plain(net, pictures, precision) -> None:
@@ -29,35 +32,34 @@ def plain(net, pictures, precision) -> None:
 @torch.inference_mode()
 def main(folder: Path, count: int = 16) -> None:
     torch.set_num_threads(1)  # as a shard has it where there are as many shards as cores
-    demo = world.REPOSITORY / "demo/params.yaml"
-    params, frame = config.load(infer.Params, "infer", demo), infer.frame(demo)
-    size = yaml.safe_load(demo.read_text())["pretrain"]["size"]
-    net = nets.build({"kind": "deconvnet", "size": size, "classes": 11, "eps": 1e-5}).eval()
+    demo = load(world.REPOSITORY / "demo/params.yaml")
+    settings, precision = demo.infer.deconvnet, demo.infer.precision
+    net = DeconvNet(demo.pretrain.size, len(demo.dataset.classes), demo.train.batch_norm_eps).eval()
     net = net.to(memory_format=torch.channels_last)
     rng = np.random.default_rng(0)
     pictures = []
-    for image_id in shapes.ids(2010, count):
+    for image_id in ids(2010, count):
         sides = np.exp(rng.uniform(np.log(12), np.log(150), (50, 2)))
         boxes = np.concatenate([rng.uniform(-0.2, 0.8, (50, 2)) * [200, 160], sides], 1)
-        windows = infer.select(boxes.astype(np.float32), params.deconvnet, frame, 50)
-        pictures.append((shapes.scene(0, image_id).image, windows))
-    inputs = torch.rand(params.deconvnet.batch, 3, 64, 64).mul(255).contiguous(memory_format=torch.channels_last)
+        windows = select(boxes.astype(np.float32), demo.crops.context, demo.crops.square, settings.min_side, 50)
+        pictures.append((scene(0, image_id).image, windows))
+    inputs = torch.rand(settings.batch, 3, 64, 64).mul(255).contiguous(memory_format=torch.channels_last)
     batches = -(-count * 50 // len(inputs))
 
     def forward() -> None:
         for _ in range(batches):
-            with torch.autocast("cpu", torch.bfloat16, enabled=params.precision == "bf16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 net(inputs)
 
     def batched() -> None:
-        for _ in infer.by_windows(net, pictures, params.deconvnet, params.precision):
+        for _ in by_windows(net, pictures, settings, precision):
             pass
 
     seconds = {}
     for name, work in {
         "forward": forward,
         "batched": batched,
-        "plain": lambda: plain(net, pictures, params.precision),
+        "plain": lambda: plain(net, pictures, precision),
     }.items():
         times = []
         for _ in range(4):

@@ -1,9 +1,9 @@
 """What DVC and Snakemake add to the plain commands of each stage; a `dvc repro` with nothing to do.
 
-The stages of the tests' small world run once through DVC, and once as the plain commands that this came down to (each
-notes itself in data/times.jsonl), with one core for either. What the tools add does not grow with the work, except for
-the hashes of what a stage made. Nothing to do: in that world, and in the paper's experiment, whose files are there in
-their number and size.
+The stages of a small demo run once through DVC, and once as the plain commands that this came down to (each is recorded
+in data/times), with one core for either. What the tools add does not grow with the work, except for the hashes of what
+a stage made. Nothing to do: in that demo, and in the paper's experiment, whose files are there in their number and
+size.
 """
 
 import json
@@ -15,11 +15,10 @@ import sys
 import time
 from itertools import chain
 from pathlib import Path
-from shutil import copy
 
 from dvc.repo import Repo
 
-from tests import pipeline
+from benchmarks import world
 
 SHARDS = 48
 SIZES = {  # bytes: 12,031 images, 1,449 of them val, each of 115 kB, 2,000 boxes, scores of 1.16 MB; weights of 4 bytes
@@ -46,9 +45,8 @@ def cpu(pid: int) -> float:
 def seconds(folder: Path, *command: str) -> tuple[float, float]:
     """Of clock and processor, for a command."""
     begin, before = time.perf_counter(), cpu(os.getpid())
-    done = pipeline.call(folder, *command, PYTHONPATH=str(folder.parent))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Running stage" not in done.stdout, done.stdout
+    printed = world.call(*command, folder=folder, PYTHONPATH=str(folder.parent))
+    assert "Running stage" not in printed, printed
     return time.perf_counter() - begin, cpu(os.getpid()) - before
 
 
@@ -62,8 +60,6 @@ def nothing_to_do(experiment: Path, runs: int = 7) -> str:
 
 def paper(root: Path) -> tuple[int, int]:
     """Sparse files, all different, for what the experiment in `root` makes; their number and bytes."""
-    for name in ("dvc.yaml", "params.yaml"):
-        copy(pipeline.REPOSITORY / name, root)
     files = []
     for out in Repo(root).index.outs:
         path = Path(out.fs_path).relative_to(root)
@@ -79,27 +75,34 @@ def paper(root: Path) -> tuple[int, int]:
     return len(files), sum(size for _, size in files)
 
 
+def plain(record: Path) -> list[str]:
+    """The command that a record of data/times is of."""
+    run = json.loads(record.read_text())
+    module = "demo.world.archives" if run["module"] == "archives" else f"stages.{run['module']}"
+    return [sys.executable, "-m", module, *run["arguments"]]
+
+
 def stages(tools: Path, bare: Path) -> dict[str, list[float]]:
     """Seconds of every stage, until the next one's begin: clock and processor of the plain commands, and through DVC.
 
     DVC is halted while the plain commands run in the other experiment: both must have the machine in the same state.
     """
     (tools / "config.yaml").write_text("cores: 1\n")
-    environment = pipeline.environment(SNAKEMAKE_PROFILE=str(tools))
+    environment = world.environment(SNAKEMAKE_PROFILE=str(tools))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "process_group": 0}
     process = subprocess.Popen(["dvc", "repro"], cwd=tools, env=environment, **streams)
-    times, rows, printed = tools / "data/times.jsonl", {}, []
-    stage, begin, before, done = "dvc", time.perf_counter(), 0.0, 0
+    seen, rows, printed = set(), {}, []
+    stage, begin, before = "dvc", time.perf_counter(), 0.0
     try:
         for line in chain(process.stdout, [""]):
             printed.append(line)
             if not line or line.startswith("Running stage '"):
                 clock, after = time.perf_counter() - begin, cpu(process.pid)
                 os.killpg(process.pid, signal.SIGSTOP)
-                runs = [json.loads(run) for run in times.read_text().splitlines()[done:]] if times.exists() else []
-                plain = [seconds(bare, sys.executable, "-m", run["module"], *run["arguments"]) for run in runs]
-                rows[stage] = [sum(part[0] for part in plain), sum(part[1] for part in plain), clock, after - before]
-                stage, begin, before, done = line[15:-3], time.perf_counter(), after, done + len(runs)
+                records = sorted(set(tools.glob("data/times/*.json")) - seen)  # their names begin with the time
+                spent = [seconds(bare, *plain(record)) for record in records]
+                rows[stage] = [sum(part[0] for part in spent), sum(part[1] for part in spent), clock, after - before]
+                stage, begin, before, seen = line[15:-3], time.perf_counter(), after, seen.union(records)
                 os.killpg(process.pid, signal.SIGCONT)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
@@ -110,9 +113,10 @@ def stages(tools: Path, bare: Path) -> dict[str, list[float]]:
 
 def main(folder: Path, rounds: int = 1) -> None:
     os.environ["DVC_SITE_CACHE_DIR"] = str(folder / "site")  # DVC's memory of hashes goes with the folder
+    os.environ["OMP_NUM_THREADS"] = "1"  # one core for all
     runs = []
     for number in range(rounds):
-        tools, bare = (pipeline.write_repository(folder / f"{name}{number}") for name in ("tools", "bare"))
+        tools, bare = (world.repository(folder / f"{name}{number}") for name in ("tools", "bare"))
         runs.append(stages(tools, bare))
     rows = {stage: [min(values) for values in zip(*(run[stage] for run in runs), strict=True)] for stage in runs[0]}
     rows["sum"] = [sum(values) for values in zip(*rows.values(), strict=True)]
@@ -121,7 +125,7 @@ def main(folder: Path, rounds: int = 1) -> None:
     for stage, row in rows.items():
         row += [row[2] - row[0], row[3] - row[1]]
         print(f"{stage:20}" + "".join(f"{value:{width}.2f}" for value, width in zip(row, 3 * [12, 8], strict=True)))
-    print(f"the small world: {nothing_to_do(tools)}; under 3 s is wanted", flush=True)
+    print(f"the small demo: {nothing_to_do(tools)}; under 3 s is wanted", flush=True)
 
     root = tools.parent
     count, size = paper(root)

@@ -1,30 +1,38 @@
-"""Training crops per second against a plain port: eager float32 DeconvNet with MaxUnpool2d, a DataLoader of 2 workers
-with Pillow and torchvision transforms.
+"""Training crops per second of the loop that `stages.train` runs, stage 2, against a plain port.
 
-    python -m benchmarks.bench_train                    # CPU: demo size, both turn by turn in one run
-    python -m benchmarks.bench_train --paper            # a GPU: full size, batch 64, bf16, without the port
+The port is an eager float32 DeconvNet with MaxUnpool2d, fed by a DataLoader of 2 workers with Pillow and torchvision.
+
+    python -m benchmarks.bench_train                    # the demo's size and settings, both turn by turn in one run
+    python -m benchmarks.bench_train --paper            # the paper's, for a GPU: without the port
 """
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as T
 from PIL import Image
 from torch import nn
 
-from stages.batches import Batches, Pictures, cut
-from stages.images import VOID, decode_image, decode_mask
-from stages.nets.deconvnet import DeconvNet
-from stages.nets.vgg import Size
-from stages.trainer import flops_per_crop, peak_flops, pixel_loss
-from tests.world import crop_table, write_dataset
+from benchmarks import world
+from deconvnet import tables
+from deconvnet.batches import Batches
+from deconvnet.crops import find_windows
+from deconvnet.images import VOID, decode_image, decode_mask
+from deconvnet.nets.deconvnet import DeconvNet
+from deconvnet.pixels import ImageStore
+from deconvnet.training import devices
+from deconvnet.training.flops import flops_per_crop, peak_flops
+from deconvnet.training.loop import Trainer
+from demo.world.scenes import scene
+from experiment.params import Params, load
 
 
 class Port(nn.Module):
@@ -107,125 +115,122 @@ class PortData(torch.utils.data.Dataset):
         return image, labels[0].long()
 
 
-def synchronise():
+def synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def main(_=None, arguments=()):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--paper", action="store_true", help="full size, batch 64; wants a GPU")
-    parser.add_argument("--batch", type=int, help="crops a step")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps a round")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, ours and the port in turn")
-    parser.add_argument("--no-compile", action="store_true", help="with --paper: eager")
-    options = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size, resized = (Size(64, 4096, 224), 250) if options.paper else (Size(16, 256, 64), 72)
-    batch = options.batch or (64 if options.paper else 32)
-    classes = 21 if options.paper else 11
+class Ours:
+    """Stage 2's training as `stages.train` has it, a number of steps at a time."""
 
-    with tempfile.TemporaryDirectory() as folder:
-        rows = write_dataset(Path(folder), images=64)
-        table = pd.concat([crop_table(rows)] * 40, ignore_index=True)
-        pictures = Pictures(Path(folder), set(table["image_id"]), classes, 4.0, device)
-    batches = Batches(pictures, table, "scene", (resized,) * 2, (size.input_size,) * 2, True, 0, 0.05, 100, device)
-    net = DeconvNet(size, classes, 1e-5).to(device, memory_format=torch.channels_last)
-    forward = torch.compile(net) if options.paper and not options.no_compile else net
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
-    data_time = 0.0
+    def __init__(self, params: Params, run, table: pd.DataFrame, folder: Path):
+        classes, size = len(params.dataset.classes), params.pretrain.size
+        worker = devices.join()
+        store = ImageStore(folder, set(table["image_id"]), classes, run.memory_gb, worker.device)
+        batches = Batches(
+            store, table, "scene", (params.train.resized,) * 2, (size.input_size,) * 2, flip=params.train.flip,
+            seed=run.seed, fraction=0, limit=1, device=worker.device,
+        )  # fmt: skip
+        torch.manual_seed(run.seed)
+        net = DeconvNet(size, classes, params.train.batch_norm_eps)
+        self.trainer = Trainer(net, batches, run, worker, {}, folder / "checkpoints")
 
-    def ours(first):
-        nonlocal data_time
-        for step in range(first, first + options.steps):
-            begin = time.perf_counter()
-            images, labels = batches.train(step, batch, slice(None))
-            data_time += time.perf_counter() - begin
-            with torch.autocast(device.type, torch.bfloat16):
-                loss = pixel_loss(forward(images), labels)
-            loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
+    def __call__(self, steps: int) -> None:
+        """What `Trainer` does in `steps` steps without a validation or checkpoint among them."""
+        trainer = self.trainer
+        for _ in range(steps):
+            trainer._train_step()
+            trainer.step += 1
+            if trainer.step % trainer.sync_every == 0:
+                trainer._sync_losses()
 
-    port = None if options.paper else Port(size.width, size.fc_width, size.input_size, classes).to(device)
-    if port:
-        plain = torch.optim.SGD(port.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        loader = torch.utils.data.DataLoader(
-            PortData(rows, table, resized, size.input_size),
-            batch,
-            shuffle=True,
-            num_workers=2,
-            drop_last=True,
-            persistent_workers=True,
+    def load_batches(self, steps: int) -> None:
+        """The data path of `steps` steps alone."""
+        run = self.trainer.run
+        for step in range(steps):
+            for start in range(0, run.batch, run.micro_batch):
+                self.trainer.batches.train(step, run.batch, slice(start, start + run.micro_batch))
+
+
+class Theirs:
+    """The same training, by the port."""
+
+    def __init__(self, params: Params, run, table: pd.DataFrame, rows: list[dict]):
+        size = params.pretrain.size
+        self.net = Port(size.width, size.fc_width, size.input_size, len(params.dataset.classes))
+        self.optimiser = torch.optim.SGD(self.net.parameters(), run.lr, run.momentum, weight_decay=run.weight_decay)
+        data = PortData(rows, table, params.train.resized, size.input_size)
+        self.loader = torch.utils.data.DataLoader(
+            data, run.batch, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
         )
-        stream = iter(loader)
+        self.batches = iter(self.loader)
 
-        def theirs():
-            nonlocal stream
-            for _ in range(options.steps):
-                try:
-                    images, labels = next(stream)
-                except StopIteration:
-                    stream = iter(loader)
-                    images, labels = next(stream)
-                plain.zero_grad()
-                F.cross_entropy(port(images.to(device)), labels.to(device), ignore_index=VOID).backward()
-                plain.step()
+    def __call__(self, steps: int) -> None:
+        for _ in range(steps):
+            try:
+                images, labels = next(self.batches)
+            except StopIteration:
+                self.batches = iter(self.loader)
+                images, labels = next(self.batches)
+            self.optimiser.zero_grad()
+            F.cross_entropy(self.net(images), labels, ignore_index=VOID).backward()
+            self.optimiser.step()
 
-    rates = {"ours": [], "port": []}
-    ours(0)  # warm up: kernels are chosen, or compiled
-    if port:
-        theirs()
+
+def seconds(work, steps: int) -> float:
     synchronise()
-    data_time = 0.0
-    for turn in range(options.rounds):
-        for name, work in (
-            ("ours", lambda turn=turn: ours((turn + 1) * options.steps)),
-            *([("port", theirs)] if port else []),
-        ):
-            begin = time.perf_counter()
-            work()
-            synchronise()
-            rates[name].append(options.steps * batch / (time.perf_counter() - begin))
+    begin = time.perf_counter()
+    work(steps)
+    synchronise()
+    return time.perf_counter() - begin
+
+
+def main(folder: Path, arguments=()) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--paper", action="store_true", help="the paper's parameters; wants a GPU")
+    parser.add_argument("--batch", type=int, help="crops per step, in place of the parameters'")
+    parser.add_argument("--micro-batch", type=int, help="crops at once, in place of the parameters'")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps per round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, ours and the port's in turn")
+    options = parser.parse_args(arguments)
+    params = load(world.REPOSITORY / ("params.yaml" if options.paper else "demo/params.yaml"))
+    changes = {name: value for name in ("batch", "micro_batch", "compile") if (value := getattr(options, name))}
+    run = dataclasses.replace(params.train.stage2, **changes)
+
+    scenes = {f"2010_{number:06d}": scene(0, f"2010_{number:06d}") for number in range(64)}
+    rows = [world.row(name, "train", each.image, each.class_mask, each.instance_mask) for name, each in scenes.items()]
+    tables.write(folder / "train-000.parquet", pa.Table.from_pylist(rows))
+    windows, _ = find_windows(folder, "trainaug", params.crops.context, params.crops.square)
+    table = pd.concat([windows.assign(copies=1)] * 40, ignore_index=True)  # epochs as long as a run
+
+    ours = Ours(params, run, table, folder)
+    theirs = None if options.paper else Theirs(params, run, table, rows)
+    trainer = ours.trainer
+    device, run = trainer.worker.device, trainer.run
+    rates = {"ours": [], "port": []}
+    for turn in range(options.rounds + 1):
+        for name, work in (("ours", ours), ("port", theirs)):
+            if work:
+                rate = options.steps * run.batch / seconds(work, options.steps)
+                rates[name] += [rate] if turn else []  # first a warm-up: kernels are chosen, or compiled
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0
     best = max(rates["ours"])
-    flops, peak = flops_per_crop(net, batches.size), peak_flops(device, "bf16")
-    print(
-        f"{device}, {torch.get_num_threads()} threads, width {size.width}, fc {size.fc_width}, "
-        f"input {size.input_size}, batch {batch}, bf16"
-    )
-    print(
-        f"ours: {best:.1f} crops/s (rounds {', '.join(f'{rate:.1f}' for rate in rates['ours'])}), "
-        f"{flops * best / peak:.1%} of {peak / 1e12:.2f} TFLOP/s"
-    )
-    if device.type == "cpu":
-        share = data_time / (options.rounds * options.steps * batch / np.mean(rates["ours"]))
-        print(f"data path: {share:.1%} of a step")
-    else:
-        rows = torch.arange(batch) % len(batches.images)
-        arguments = [
-            batches.windows[rows].to(device),
-            (resized,) * 2,
-            torch.zeros(batch, 2, dtype=torch.int64, device=device),
-        ]
-        begin = time.perf_counter()
-        for _ in range(20):
-            cut(
-                pictures.pixels,
-                batches.images[rows].to(device),
-                *arguments,
-                batches.size,
-                torch.zeros(batch, dtype=torch.bool, device=device),
-            )
-        synchronise()
-        print(
-            f"data path: {(time.perf_counter() - begin) / 20 * best / batch:.1%} of a step; "
-            f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-        )
-    if port:
-        theirs_best = max(rates["port"])
-        print(f"port: {theirs_best:.1f} crops/s (rounds {', '.join(f'{rate:.1f}' for rate in rates['port'])})")
-        print(f"ratio: {best / theirs_best:.2f} (wanted: 1.5)")
+    flops, peak = flops_per_crop(trainer.net, trainer.batches.size), peak_flops(device, run.precision)
+    share = seconds(ours.load_batches, options.steps) / options.steps * best / run.batch
+    size = params.pretrain.size
+    print(f"{device}, {torch.get_num_threads()} threads; width {size.width}, fc {size.fc_width}, input "
+          f"{size.input_size}; batch {run.batch} = {run.micro_batch} x {trainer.accumulation}, batch norm over "
+          f"{run.batch_norm_crops or run.micro_batch}, {run.precision}{', compiled' * run.compile}")  # fmt: skip
+    print(f"ours: {best:.1f} crops/s (rounds {', '.join(f'{rate:.1f}' for rate in rates['ours'])}), "
+          f"{flops * best / peak:.1%} of {peak / 1e12:.2f} TFLOP/s; making batches alone takes {share:.1%} of a step"
+          + (f"; peak memory {memory:.1f} GiB" if memory else ""))  # fmt: skip
+    if theirs:
+        port = max(rates["port"])
+        print(f"port: {port:.1f} crops/s (rounds {', '.join(f'{rate:.1f}' for rate in rates['port'])}); ours is "
+              f"{best / port:.2f} times as fast (at least 1.5 is wanted)")  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(arguments=sys.argv[1:])
+    with tempfile.TemporaryDirectory() as place:
+        main(Path(place), sys.argv[1:])

@@ -1,1 +1,1 @@
-"""DeconvNet's stages: one module per node of the DAG in dvc.yaml, plus the few libraries they share."""
+"""The DAG's nodes, a module each: parameters and files in, library calls, whole files out."""

@@ -1,39 +1,22 @@
-"""Scores of DeconvNet and FCN-8s -> EDeconvNet's (paper 5.2), a table of stages/scores.py."""
+"""Scores of DeconvNet and FCN-8s -> EDeconvNet's (paper 5.2), a table of deconvnet/scores.py."""
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 
-from stages import scores, shards
-from stages.cli import InputError, progress, run
-from stages.config import load
-
-LEAST = 1e-12  # a probability of 0 has no logarithm
-
-
-@dataclass(frozen=True)
-class Params:
-    method: Literal["mean", "product"]  # of probabilities (paper); of scores clipped at 0 (release)
+from deconvnet import ensemble, provenance, scores, tables
+from deconvnet.errors import InputError
+from deconvnet.progress import progress
+from deconvnet.settings import Ensemble
+from experiment.cli import run
+from experiment.params import load
 
 
-def combine(a: np.ndarray, b: np.ndarray, method: str) -> np.ndarray:
-    """Two score maps -> scores whose softmax is the ensemble's probabilities, all float32 (C, H, W).
-
-    mean: log of the mean of both probability maps. product: product of both, each clipped at 0.
-    """
-    if method == "product":
-        return np.maximum(a, 0) * np.maximum(b, 0)
-    return np.log(np.maximum((scores.softmax(a) + scores.softmax(b)) / 2, LEAST, dtype=np.float32))
-
-
-def fingerprint(members: list[Path], classes: int, params: Params) -> str:
+def fingerprint(members: list[Path], classes: int, settings: Ensemble) -> str:
     """What a shard of the ensemble is made from."""
-    inputs = [shards.footer(path).get("content", "") for path in members]
-    return shards.fingerprint(__file__, [vars(params), classes], *inputs)
+    inputs = [tables.footer(path).get("content", "") for path in members]
+    return provenance.fingerprint(__file__, [settings, classes], *inputs)
 
 
 def main(arguments: list[str]) -> None:
@@ -42,19 +25,25 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--members", type=Path, nargs=2, required=True, help="shards of scores")
     parser.add_argument("--out", type=Path, required=True, help="shard of scores")
     options = parser.parse_args(arguments)
-    params, classes = load(Params, "ensemble"), len(load(list[str], "dataset.classes"))
+    params = load()
+    classes, method = len(params.dataset.classes), params.ensemble.method
     first, second = (scores.read(path, options.dataset) for path in options.members)
-    mark = fingerprint(options.members, classes, params)  # now: the code may be edited while it runs
-    table = []
-    for a, b in zip(progress(first, unit="image", desc=options.out.stem), second, strict=True):
+    mark = fingerprint(options.members, classes, params.ensemble)  # now: the code may be edited while it runs
+    table, name = [], f"{options.out.parent.name} {options.out.stem}"
+    for a, b in zip(progress(first, unit="image", desc=name), second, strict=True):
         maps = [scores.decode(row, classes) for row in (a, b)]
         if maps[0].shape != maps[1].shape:
             raise InputError(
                 f"{a['image_id']}: scores of {a['width']}x{a['height']} px in {options.members[0]}, "
                 f"{b['width']}x{b['height']} in {options.members[1]}; run `dvc repro`"
             )
-        table.append({"image_id": a["image_id"], "growth": []} | scores.encode(combine(*maps, params.method)))
-    shards.write(options.out, pa.Table.from_pylist(table, scores.SCHEMA), mark)
+        try:
+            encoded = scores.encode(ensemble.combine(*maps, method))
+        except ValueError as error:
+            raise InputError(f"{options.out}: {a['image_id']}: {error}; set ensemble.method to mean") from None
+        table.append({"image_id": a["image_id"], "growth": []} | encoded)
+    tables.write(options.out, pa.Table.from_pylist(table, scores.SCHEMA), mark)
+    print(f"{name}: {len(table)} images combined")
 
 
 if __name__ == "__main__":

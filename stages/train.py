@@ -6,80 +6,73 @@
 Several GPUs: `torchrun --nproc-per-node 4 -m stages.train stage1 ...`; the batch of the parameters is spread over them.
 """
 
-import argparse
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import nn
 
-from stages import nets, shards
-from stages.batches import Batches, Pictures
-from stages.cli import run
-from stages.config import Range, load
-from stages.nets.deconvnet import DeconvNet
-from stages.nets.vgg import Size, load_encoder
-from stages.trainer import Run, Trainer, data_hash, parser, place
+from deconvnet import tables
+from deconvnet.batches import Batches
+from deconvnet.nets import files
+from deconvnet.nets.deconvnet import DeconvNet
+from deconvnet.nets.weights import encoder_state, load_encoder
+from deconvnet.pixels import ImageStore
+from deconvnet.settings import Size
+from deconvnet.training import devices, origin
+from deconvnet.training.devices import Worker
+from deconvnet.training.loop import Trainer
+from experiment import params as parameters
+from experiment import training
+from experiment.cli import run
 
 
-@dataclass(frozen=True)
-class Params:
-    batch_norm_eps: Annotated[float, Range(0)] | None  # null: no batch norm (the paper's claim (d))
-    resized: Annotated[int, Range(64)]  # px, a window is resized to this before the random crop of the net's input
-    flip: bool  # mirror half of the crops
-    stage1: Run
-    stage2: Run
-
-
-def initial(path: Path, classes: int, eps: float | None) -> nn.Module:
+def initial(path: Path, classes: int, eps: float | None, worker: Worker) -> nn.Module:
     """DeconvNet from the encoder of `pretrain`, whose size it takes, or from an earlier DeconvNet."""
-    saved = nets.read(path)
+    saved = files.read(path)
     net = DeconvNet(Size(**saved["spec"]["size"]), classes, eps)
     if saved["spec"]["kind"] == "deconvnet":
-        nets.load_state(net, saved["state"], path)
+        files.load_state(net, saved["state"], path)
     else:
-        state = {
-            name.removeprefix("encoder."): tensor
-            for name, tensor in saved["state"].items()
-            if name.startswith("encoder.")
-        }
-        missing = load_encoder(net.encoder, state, saved["spec"]["eps"])
-        print(f"{path}: encoder layers that start fresh: {', '.join(missing) or 'none'}", flush=True)
+        missing = load_encoder(net.encoder, encoder_state(saved["state"]), saved["spec"]["eps"])
+        worker.say(f"{path}: encoder layers that start fresh: {', '.join(missing) or 'none'}")
     return net
 
 
 def main(arguments: list[str]) -> None:
-    arguments_parser = parser("train", __doc__)
-    arguments_parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    arguments_parser.add_argument("stage", choices=("stage1", "stage2"))
-    arguments_parser.add_argument(
+    parser = training.parser("train", __doc__)
+    parser.add_argument("stage", choices=("stage1", "stage2"))
+    parser.add_argument(
         "--init", type=Path, required=True, help="encoder of pretrain (stage1) or model of stage1 (stage2)"
     )
-    options = arguments_parser.parse_args(arguments)
-    params = load(Params, "train", options.params)
-    settings: Run = getattr(params, options.stage)
-    classes = len(load(list[str], "dataset.classes", options.params))
+    options = parser.parse_args(arguments)
+    params = parameters.load(options.params)
+    settings = params.train.stage1 if options.stage == "stage1" else params.train.stage2
+    classes, resized, flip = params.dataset.classes, params.train.resized, params.train.flip
+    worker = devices.join(settings.devices)
+    if worker is None:
+        return
 
     torch.manual_seed(settings.seed)
-    net = initial(options.init, classes, params.batch_norm_eps)
-    where = place()
-    table = shards.read(options.crops).to_pandas()
-    pictures = Pictures(options.dataset, set(table["image_id"]), classes, settings.memory_gb, where.device)
+    net = initial(options.init, len(classes), params.train.batch_norm_eps, worker)
+    table = tables.read(options.crops).to_pandas()
+    store = ImageStore(options.dataset, set(table["image_id"]), len(classes), settings.memory_gb, worker.device)
     batches = Batches(
-        pictures, table, "instance" if options.stage == "stage1" else "scene", (params.resized,) * 2,
-        (net.encoder.size.input_size,) * 2, flip=params.flip, seed=settings.seed, fraction=settings.held_out,
-        limit=settings.held_out_crops, device=where.device,
+        store, table, "instance" if options.stage == "stage1" else "scene", (resized,) * 2,
+        (net.encoder.size.input_size,) * 2, flip=flip, seed=settings.seed, fraction=settings.held_out,
+        limit=settings.held_out_crops, device=worker.device,
     )  # fmt: skip
-    made_from = {
-        "code": shards.code(__file__),
-        "stage": options.stage,
-        "data": data_hash(options.dataset, options.crops),
-        "init": shards.file_hash(options.init),
-        "resized": params.resized,
-        "flip": params.flip,
-    }
-    Trainer(net, batches, settings, where, options, made_from).train()
+    made_from = origin.describe(
+        __file__, [options.dataset, options.crops], {"init": options.init},
+        {"stage": options.stage, "classes": classes, "resized": resized, "flip": flip},
+    )  # fmt: skip
+    result = Trainer(
+        net, batches, settings, worker, made_from, options.checkpoints,
+        watch=lambda curves: training.write_curves(options.curves, curves),
+    ).train()  # fmt: skip
+    if result:
+        windows = {"context": params.crops.context, "square": params.crops.square}
+        training.write(result, net.spec, {"classes": classes, "windows": windows}, options)
+    devices.leave()
 
 
 if __name__ == "__main__":

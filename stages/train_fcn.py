@@ -1,87 +1,94 @@
 """FCN-8s (Long, Shelhamer, Darrell, CVPR 2015), the other half of the ensemble, on whole images of the same data set.
 
-An image lies at the top left of a black canvas whose rest is void, as the release pads it for inference.
+An image lies at the top left of a canvas, whose rest is void and of the mean colour: for inference, the release
+subtracts the mean and then pads with 0.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
 import torch
 
-from stages import nets, shards
-from stages.batches import Batches, Pictures
-from stages.cli import InputError, run
-from stages.config import Range, load
-from stages.nets.fcn import FCN
-from stages.nets.vgg import Size, load_encoder
-from stages.trainer import Run, Trainer, data_hash, parser, place
-
-
-@dataclass(frozen=True)
-class Params:
-    batch_norm_eps: Annotated[float, Range(0)] | None  # null: no batch norm, as published
-    skip_scales: list[Annotated[float, Range(0)]]  # factors of pool4 and pool3
-    dropout: Annotated[float, Range(0, 1)]  # after fc6 and fc7
-    canvas: list[Annotated[int, Range(32)]]  # px, height and width
-    flip: bool  # mirror half of the images
-    run: Run
-
-    def __post_init__(self):
-        if len(self.skip_scales) != 2 or len(self.canvas) != 2:
-            raise ValueError(
-                "skip_scales and canvas: two numbers each are allowed, pool4's and pool3's, height and width"
-            )
+from deconvnet import tables
+from deconvnet.batches import Batches
+from deconvnet.errors import InputError
+from deconvnet.nets import files
+from deconvnet.nets.fcn import FCN
+from deconvnet.nets.weights import encoder_state, load_encoder
+from deconvnet.pixels import ImageStore
+from deconvnet.settings import Size
+from deconvnet.training import devices, origin
+from deconvnet.training.loop import Trainer
+from deconvnet.training.skip_scales import PUBLISHED, derive, skip_rms
+from experiment import params as parameters
+from experiment import training
+from experiment.cli import run
 
 
 def whole_images(ids: list[str], canvas: tuple[int, int]) -> pd.DataFrame:
-    """A crop table of one window an image: the canvas, from the image's corner, once an epoch."""
+    """A crop table with one window per image: the canvas, from the image's corner, once per epoch."""
     height, width = canvas
     table = pd.DataFrame({"image_id": ids, "x": 0, "y": 0, "side_x": width, "side_y": height})
     return table.assign(instance=0, class_id=0, copies=1)
 
 
+def check_sizes(store: ImageStore, canvas: tuple[int, int]) -> None:
+    """Raise InputError for an image that does not fit on the canvas."""
+    for name, (height, width) in store.sizes.items():
+        if height > canvas[0] or width > canvas[1]:
+            raise InputError(
+                f"{name}: {height}x{width} does not fit train_fcn.canvas {canvas[0]}x{canvas[1]}; enlarge it"
+            )
+
+
 def main(arguments: list[str]) -> None:
-    arguments_parser = parser("train_fcn", __doc__.splitlines()[0])
-    arguments_parser.add_argument("--init", type=Path, required=True, help="encoder of pretrain")
-    options = arguments_parser.parse_args(arguments)
-    params = load(Params, "train_fcn", options.params)
-    classes = len(load(list[str], "dataset.classes", options.params))
+    parser = training.parser("train_fcn", __doc__)
+    parser.add_argument("--init", type=Path, required=True, help="encoder of pretrain")
+    options = parser.parse_args(arguments)
+    params = parameters.load(options.params)
+    settings, classes = params.train_fcn, params.dataset.classes
+    derived = settings.skip_scales == "derived"
+    worker = devices.join(settings.run.devices)
+    if worker is None:
+        return
 
-    torch.manual_seed(params.run.seed)
-    saved = nets.read(options.init)
-    net = FCN(Size(**saved["spec"]["size"]), classes, params.batch_norm_eps, 8, params.skip_scales, params.dropout)
-    state = {
-        name.removeprefix("encoder."): tensor for name, tensor in saved["state"].items() if name.startswith("encoder.")
-    }
-    missing = load_encoder(net.encoder, state, saved["spec"]["eps"])
-    print(f"{options.init}: encoder layers that start fresh: {', '.join(missing) or 'none'}", flush=True)
-
-    where = place()
-    ids = sorted(set(shards.read(options.crops, ["image_id"])["image_id"].to_pylist()))  # DeconvNet's images, each once
-    pictures = Pictures(options.dataset, set(ids), classes, params.run.memory_gb, where.device)
-    if len(
-        large := [
-            name for name, size in pictures.sizes.items() if size[0] > params.canvas[0] or size[1] > params.canvas[1]
-        ]
-    ):
-        size = "x".join(map(str, pictures.sizes[large[0]]))
-        raise InputError(
-            f"{large[0]}: {size} does not fit train_fcn.canvas {params.canvas[0]}x{params.canvas[1]}; enlarge it"
-        )
-    batches = Batches(
-        pictures, whole_images(ids, params.canvas), "scene", params.canvas, params.canvas, flip=params.flip,
-        seed=params.run.seed, fraction=params.run.held_out, limit=params.run.held_out_crops, device=where.device,
+    torch.manual_seed(settings.run.seed)
+    saved = files.read(options.init)
+    net = FCN(
+        Size(**saved["spec"]["size"]), len(classes), settings.batch_norm_eps, 8,
+        PUBLISHED if derived else settings.skip_scales, settings.dropout,
     )  # fmt: skip
-    made_from = {
-        "code": shards.code(__file__),
-        "data": data_hash(options.dataset, options.crops),
-        "init": shards.file_hash(options.init),
-        "canvas": list(params.canvas),
-        "flip": params.flip,
-    }
-    Trainer(net, batches, params.run, where, options, made_from).train()
+    missing = load_encoder(net.encoder, encoder_state(saved["state"]), saved["spec"]["eps"])
+    worker.say(f"{options.init}: encoder layers that start fresh: {', '.join(missing) or 'none'}")
+
+    ids = sorted(set(tables.read(options.crops, ["image_id"])["image_id"].to_pylist()))  # DeconvNet's images, each once
+    store = ImageStore(options.dataset, set(ids), len(classes), settings.run.memory_gb, worker.device)
+    check_sizes(store, settings.canvas)
+    batches = Batches(
+        store, whole_images(ids, settings.canvas), "scene", settings.canvas, settings.canvas, flip=settings.flip,
+        seed=settings.run.seed, fraction=settings.run.held_out, limit=settings.run.held_out_crops,
+        device=worker.device, fill=net.encoder.mean.tolist(), whole_images=True,
+    )  # fmt: skip
+    if derived:
+        rms = skip_rms(net, batches, worker)
+        net.set_skip_scales(derive(rms))
+        worker.say(
+            f"skip_scales: pool4 {net.skip_scales[0]:g}, pool3 {net.skip_scales[1]:g}, derived from activations of rms "
+            f"{rms[0]:.4g} and {rms[1]:.4g}"
+        )
+    made_from = origin.describe(
+        __file__, [options.dataset, options.crops], {"init": options.init},
+        {
+            "classes": classes, "canvas": settings.canvas, "flip": settings.flip, "skip_scales": settings.skip_scales,
+        },
+    )  # fmt: skip
+    result = Trainer(
+        net, batches, settings.run, worker, made_from, options.checkpoints,
+        watch=lambda curves: training.write_curves(options.curves, curves),
+    ).train()  # fmt: skip
+    if result:
+        training.write(result, net.spec, {"classes": classes, "canvas": settings.canvas}, options)
+    devices.leave()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from filelock import FileLock
 from PIL import Image
 from scipy.io import savemat
 
-from stages import config
 from tests import pipeline
 
 
@@ -93,7 +93,7 @@ def experiment(tmp_path, monkeypatch):
     """An empty experiment folder, with the demo's parameters but three classes, as the working directory."""
     import yaml
 
-    repository = config.Path(__file__).parents[1]
+    repository = Path(__file__).parents[1]
     params = yaml.safe_load((repository / "demo/params.yaml").read_text())
     params["root"] = str(repository)
     params["dataset"] = {"classes": ["background", "one", "two"], "shard_images": 2}

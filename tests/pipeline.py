@@ -15,13 +15,13 @@ REPOSITORY = Path(__file__).parents[1]
 def write_repository(folder: Path) -> Path:
     """The project under git, its experiment of 4 + 6 + 4 images and four steps a training; returns the experiment."""
     folder.mkdir()
-    for name in ("stages", "workflow"):
+    for name in ("deconvnet", "experiment", "stages", "workflow", "demo/world"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".snakemake"))
-    shutil.copytree(REPOSITORY / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
-    for name in (".dvcignore", ".gitignore"):
-        shutil.copy(REPOSITORY / name, folder)
+    for name in (".dvc", "demo/.dvc"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    for name in (".dvcignore", ".gitignore", "Makefile", "demo/.dvcignore"):
+        shutil.copy(REPOSITORY / name, folder / name)
     experiment = folder / "demo"
-    experiment.mkdir()
     shutil.copy(REPOSITORY / "dvc.yaml", experiment)
     params = yaml.safe_load((REPOSITORY / "demo/params.yaml").read_text())
     params["fetch"]["voc_trainval"] |= {"train": 4, "val": 4}
@@ -33,8 +33,9 @@ def write_repository(folder: Path) -> Path:
     params["pretrain"]["size"] |= {"width": 4, "fc_width": 16}
     for section in (params["pretrain"]["run"], *params["train"].values(), params["train_fcn"]["run"]):
         if isinstance(section, dict):
-            section |= {"steps": 4, "batch": 4, "micro_batch": 4, "drop_at": [], "held_out": 0.3}
+            section |= {"steps": 4, "batch": 4, "micro_batch": 4, "drop_at": []}
             section |= {"validate_every": 4, "checkpoint_every": 1}
+    params["training"] |= {"held_out": 0.3, "statistics_passes": 1}
     params["reestimate"] |= {"passes": 2, "batch": 4}
     params["infer"]["growth"] = [1, 5]
     params["infer"]["deconvnet"]["proposals"] = 5
@@ -60,8 +61,9 @@ def clone(built: Path, folder: Path) -> Path:
     It shares the cache, so whoever damages cached files must not take this one.
     """
     git(built, "clone", "-q", str(built.parent), str(folder))
-    (folder / ".dvc/config.local").write_text(f"[cache]\n    dir = {built.parent / '.dvc/cache'}\n")
     experiment = folder / built.name
+    for project in (folder, experiment):
+        (project / ".dvc/config.local").write_text(f"[cache]\n    dir = {built.parent / '.dvc/cache'}\n")
     done = call(experiment, "dvc", "checkout", "--quiet")
     assert done.returncode == 0, done.stderr
     return experiment
@@ -86,13 +88,9 @@ def repro(folder: Path, *arguments: str, **more: str) -> str:
 
 
 def worked(experiment: Path, *words: str) -> list[dict]:
-    """The runs of a stage's module that came to an end (data/times.jsonl): worked(experiment, "proposals", "shard")."""
-    lines = map(json.loads, (experiment / "data/times.jsonl").read_text().splitlines())
-    return [
-        line
-        for line in lines
-        if [line["module"], *line["arguments"]][: len(words)] == [f"stages.{words[0]}", *words[1:]]
-    ]
+    """The runs of a stage's module that came to an end (data/times): worked(experiment, "proposals", "shard")."""
+    entries = [json.loads(path.read_text()) for path in sorted((experiment / "data/times").glob("*.json"))]
+    return [entry for entry in entries if [entry["module"], *entry["arguments"]][: len(words)] == [*words]]
 
 
 def bytes_of(folder: Path) -> dict[Path, bytes]:

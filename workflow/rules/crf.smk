@@ -1,13 +1,12 @@
 from stages import crf
 
 FOLDER, SCORES = f"data/labels/{SYSTEM}_crf", f"data/scores/{SYSTEM}"
-SPLITS = load(list[str], "infer.splits")
-PARAMS = load(crf.Params, "crf")
-CLASSES = len(load(list[str], "dataset.classes"))
+SPLITS = PARAMS.infer.splits
+CLASSES = len(PARAMS.dataset.classes)
 
 
 def wanted(shard):
-    return crf.fingerprint(shard, Path(SCORES, shard.name), CLASSES, PARAMS)
+    return crf.fingerprint(shard, Path(SCORES, shard.name), CLASSES, PARAMS.crf)
 
 
 rule crf_shard:

@@ -1,15 +1,15 @@
+from deconvnet.systems import SYSTEMS
 from stages import ensemble
 
-FOLDER = "data/scores/edeconvnet"
-MEMBERS = ["deconvnet", "fcn8s"]
-SPLITS = load(list[str], "infer.splits")
-PARAMS = load(ensemble.Params, "ensemble")
-CLASSES = len(load(list[str], "dataset.classes"))
+FOLDER = f"data/scores/{SYSTEM}"
+MEMBERS = SYSTEMS[SYSTEM].members
+SPLITS = PARAMS.infer.splits
+CLASSES = len(PARAMS.dataset.classes)
 
 
 def wanted(shard):
     members = [Path("data/scores", member, shard.name) for member in MEMBERS]
-    return ensemble.fingerprint(members, CLASSES, PARAMS)
+    return ensemble.fingerprint(members, CLASSES, PARAMS.ensemble)
 
 
 rule ensemble_shard:

@@ -1,14 +1,18 @@
+from deconvnet.systems import GROWING, SYSTEMS
 from stages import infer
 
 FOLDER, MODEL = f"data/scores/{SYSTEM}", f"data/models/{SYSTEM}.pt"
-PARAMS, FRAME = load(infer.Params, "infer"), checked(infer.frame)
-SPLITS = PARAMS.splits
-GROWTH = SYSTEM == "deconvnet"
+SPLITS = PARAMS.infer.splits
+GROWTH = SYSTEM == GROWING
 
 
 def wanted(shard):
-    proposals = None if SYSTEM == "fcn8s" else Path("data/proposals", shard.name)
-    return infer.fingerprint(shard, proposals, Path(MODEL), GROWTH, PARAMS, FRAME)
+    proposals = (
+        None
+        if SYSTEMS[SYSTEM].net == "fcn"
+        else Path("data/proposals", shard.name)
+    )
+    return infer.fingerprint(shard, proposals, Path(MODEL), GROWTH, PARAMS)
 
 
 rule infer_shard:

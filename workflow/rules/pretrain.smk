@@ -1,4 +1,4 @@
-VGG16 = load(str, "fetch.vgg16.file")
+VGG16 = PARAMS.fetch.vgg16.file
 RESULTS = {
     "model": "data/weights/encoder.pt",
     "curves": "reports/pretrain.csv",
@@ -17,7 +17,7 @@ rule pretrain:
     resources:
         gpu=GPUS,
     params:
-        python=python,
+        python=python(PARAMS.pretrain.run),
     shell:
         "{params.python} -m stages.pretrain --vgg16 {input.vgg16} --dataset {input.dataset} --crops {input.crops}"
         " --out {output.model} --checkpoints data/checkpoints/pretrain --curves {output.curves}"

@@ -1,13 +1,12 @@
 from stages import proposals
 
-EDGE_MODEL = load(str, "fetch.edge_model.file")
+EDGE_MODEL = PARAMS.fetch.edge_model.file
 FOLDER, SPLITS = "data/proposals", ["train", "val", "test"]
-PARAMS = load(proposals.Params, "proposals")
 RESULTS = {"metrics": "reports/proposals.json", "plot": "reports/proposals.csv"}
 
 
 def wanted(shard):
-    return proposals.fingerprint(shard, Path(EDGE_MODEL), PARAMS)
+    return proposals.fingerprint(shard, Path(EDGE_MODEL), PARAMS.proposals)
 
 
 rule proposals:

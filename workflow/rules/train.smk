@@ -17,7 +17,7 @@ rule train:
     resources:
         gpu=GPUS,
     params:
-        python=python,
+        python=python(getattr(PARAMS.train, SYSTEM)),
     shell:
         "{params.python} -m stages.train {SYSTEM} --init {input.init} --dataset {input.dataset} --crops {input.crops}"
         " --out {output.model} --checkpoints data/checkpoints/{SYSTEM} --curves {output.curves}"

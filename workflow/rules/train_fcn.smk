@@ -16,7 +16,7 @@ rule train_fcn:
     resources:
         gpu=GPUS,
     params:
-        python=python,
+        python=python(PARAMS.train_fcn.run),
     shell:
         "{params.python} -m stages.train_fcn --init {input.init} --dataset {input.dataset} --crops {input.crops}"
         " --out {output.model} --checkpoints data/checkpoints/fcn8s --curves {output.curves}"

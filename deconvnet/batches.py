@@ -1,0 +1,105 @@
+"""Crop tables to batches, which depend on (seed, step) alone.
+
+There is no sampler state to save: a resumed run sees the batches that it would have seen.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from deconvnet.errors import InputError
+from deconvnet.pixels import ImageStore, cut
+
+
+def held_out(image_ids: pd.Series, fraction: float) -> np.ndarray:
+    """bool (N,): the images kept from training, a fixed pseudo-random `fraction` by the hash of their names."""
+    chosen = {
+        name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < fraction * 2**32
+        for name in image_ids.unique()
+    }
+    return image_ids.map(chosen).to_numpy(bool)
+
+
+class Batches:
+    """Training batches of a crop table by step, and its held-out crops.
+
+    table: the columns of data/crops/stage*.parquet. labels: "scene" all classes, "instance" those of the centred object
+    alone (stage 1), "class" one a crop (pre-training). resized, size: height and width of the resized window and of the
+    random crop of it. The same images are held out for every table and seed. fraction: share of the images that are
+    held out; limit: of their crops, at most. fill: colour outside of the images, RGB 0 to 255.
+
+    whole_images: every window starts at its image's top left corner. So that the image lies at the top left when it is
+    mirrored, too, the window of a mirrored one ends at the image's right edge.
+
+    Raises InputError where nothing is left to train on, or nothing to validate on though `fraction` is above 0.
+    """
+
+    def __init__(
+        self, store: ImageStore, table: pd.DataFrame, labels: Literal["scene", "instance", "class"],
+        resized: tuple[int, int], size: tuple[int, int], flip: bool, seed: int, fraction: float, limit: int,
+        device: torch.device, fill: Sequence[float] = (0, 0, 0), whole_images: bool = False,
+    ):  # fmt: skip
+        self.store, self.labels, self.resized, self.size = store, labels, resized, size
+        self.flip, self.seed, self.device, self.whole_images = flip, seed, device, whole_images
+        self.fill = torch.tensor(fill, dtype=torch.float32) if any(fill) else None
+        index = {name: number for number, name in enumerate(store.ids)}
+        self.images = torch.from_numpy(table["image_id"].map(index).to_numpy(np.int64, copy=True))
+        self.windows = torch.from_numpy(table[["x", "y", "side_x", "side_y"]].to_numpy(np.int64, copy=True))
+        self.instances = torch.from_numpy(table["instance"].to_numpy(np.int64, copy=True))
+        self.class_ids = torch.from_numpy(table["class_id"].to_numpy(np.int64, copy=True))
+        kept = held_out(table["image_id"], fraction)
+        rows = np.arange(len(table))
+        self.train_rows = np.repeat(rows[~kept], table["copies"][~kept])
+        # as many crops as asked for, drawn as training draws them
+        validation = np.repeat(rows[kept], table["copies"][kept])
+        self.validation_rows = np.random.default_rng([seed, 1]).permutation(validation)[:limit]
+        if not len(self.train_rows) or (fraction and not len(self.validation_rows)):
+            raise InputError(
+                f"held_out {fraction:g} of {table['image_id'].nunique()} images leaves no crops to train or validate on"
+            )
+        self._epoch, self._order = -1, None
+
+    def train(self, step: int, batch: int, part: slice) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, h, w) and labels of a part of the `batch` crops of a step, both counted from 0."""
+        rows = np.array([self._row(number) for number in range(step * batch, (step + 1) * batch)])
+        random = np.random.default_rng([self.seed, 2, step])
+        spare = np.subtract(self.resized, self.size)[::-1] + 1  # x, y
+        corners = random.integers(0, spare, (batch, 2))
+        flips = (random.random(batch) < 0.5) & self.flip
+        return self._make(rows[part], corners[part], flips[part])
+
+    def validation(self, micro_batch: int, rank: int, world: int):
+        """This rank's share of the held-out crops, centred and as they are, in batches."""
+        corner = np.subtract(self.resized, self.size)[::-1] // 2
+        for start in range(rank * micro_batch, len(self.validation_rows), world * micro_batch):
+            rows = self.validation_rows[start : start + micro_batch]
+            yield self._make(rows, np.tile(corner, (len(rows), 1)), np.zeros(len(rows), bool))
+
+    def _row(self, number: int) -> int:
+        """The table's row of a run's crop `number`: every epoch is all rows by their copies, in an order of its own."""
+        epoch, place = divmod(number, len(self.train_rows))
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.train_rows)
+            self._epoch = epoch
+        return self._order[place]
+
+    def _make(self, rows: np.ndarray, corners: np.ndarray, flips: np.ndarray) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(rows)
+        pixels, images = self.store.select(self.images[rows])
+        at = pixels.colours.device
+        windows, mirrored = self.windows[rows].to(at), torch.from_numpy(flips).to(at)
+        if self.whole_images:
+            windows[:, 0] = torch.where(mirrored, pixels.sizes[images, 1] - windows[:, 2], windows[:, 0])
+        images, labels = cut(
+            pixels, images, windows, self.resized, torch.from_numpy(corners).to(at), self.size, mirrored,
+            self.instances[rows].to(at) if self.labels == "instance" else None,
+            None if self.fill is None else self.fill.to(at),
+        )  # fmt: skip
+        if self.labels == "class":
+            labels = self.class_ids[rows]
+        return images.to(self.device), labels.to(self.device)

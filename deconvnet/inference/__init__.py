@@ -1,0 +1,1 @@
+"""Inference: windows of proposals scored and aggregated, or images scored whole."""

@@ -1,0 +1,71 @@
+"""DeconvNet (Noh, Hong, Han, ICCV 2015): VGG-16, its mirror image of unpooling and deconvolution, a score layer.
+
+At the paper's size (width 64, fc 4096, input 224, 21 classes) it has 251,805,653 parameters:
+
+    conv1_1 .. conv5_3   14,714,688      fc6 102,764,544      fc7 16,781,312      (VGG-16's)
+    fc6_deconv          102,760,960      deconv5_1 .. deconv1_2 14,749,376        score 1,365
+    batch norm           33,408          (scale and shift of 16,704 channels)
+
+A deconvolution of stride 1 with padding 1 is a convolution with the kernel turned round, and the kernel is learned
+from noise that is the same either way, so deconv5_1 to deconv1_2 are `Conv2d`, which is faster on every device.
+"""
+
+import dataclasses
+
+from torch import Tensor, nn
+
+from deconvnet.nets.layers import Layer
+from deconvnet.nets.switches import unpool
+from deconvnet.nets.vgg import VGG16
+from deconvnet.settings import Size
+
+# Channels of every 3x3 deconvolution in units of the width, from the 14x14 block (5) to the 224x224 block (1).
+BLOCKS = {5: (8, 8, 8), 4: (8, 8, 4), 3: (4, 4, 2), 2: (2, 1), 1: (1, 1)}
+
+
+class FcDeconv(nn.ConvTranspose2d):
+    """A transposed convolution on a 1x1 map: one matrix product, instead of the general kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, 1, 1) -> (B, out, k, k)."""
+        kernel = self.weight.flatten(1)  # (in, out*k*k)
+        out = (x.flatten(1) @ kernel.to(x.dtype)).unflatten(1, self.weight.shape[1:])  # (B, out, k, k)
+        return out + self.bias[:, None, None].to(x.dtype)
+
+
+class DeconvNet(nn.Module):
+    """Crops to class scores. `eps` is batch norm's epsilon, or None for a net without batch norm (claim (d)).
+
+    Deconvolutions start from zero-mean Gaussians of std 0.01, biases at 0 (release). In a narrower net the std grows as
+    the fan-in shrinks: under batch norm a weight's size is its inverse learning rate, and 0.01 would start wildly.
+    """
+
+    def __init__(self, size: Size, classes: int, eps: float | None):
+        super().__init__()
+        self.spec = {"kind": "deconvnet", "size": dataclasses.asdict(size), "classes": classes, "eps": eps}
+        self.encoder = VGG16(size, eps)
+        channels = BLOCKS[5][0] * size.width
+        self.fc6_deconv = Layer(FcDeconv(size.fc_width, channels, size.fc_kernel), eps)
+        for number, block in BLOCKS.items():
+            for index, multiple in enumerate(block, 1):
+                layer = Layer(nn.Conv2d(channels, multiple * size.width, 3, padding=1), eps)
+                self.add_module(f"deconv{number}_{index}", layer)
+                channels = multiple * size.width
+        self.score = nn.Conv2d(channels, classes, 1)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("conv.weight", "score.weight")) and not name.startswith("encoder."):
+                nn.init.normal_(parameter, std=0.01 * (64 / size.width) ** 0.5)
+            elif name.endswith(("conv.bias", "score.bias")):
+                nn.init.zeros_(parameter)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) RGB, 0 to 255, S the size's input_size -> (B, classes, S, S) scores before the softmax."""
+        pools = self.encoder.pools(self.encoder.normalise(images))
+        x = self.encoder.fc6(pools[-1][0])  # (B, fc, 1, 1)
+        x = self.encoder.fc7(x)  # (B, fc, 1, 1)
+        x = self.fc6_deconv(x)  # (B, 8w, S/32, S/32)
+        for number, block in BLOCKS.items():
+            x = unpool(x, pools[number - 1][1])  # (B, C, 2H, 2W), H = S / 2^number
+            for index in range(1, len(block) + 1):
+                x = getattr(self, f"deconv{number}_{index}")(x)
+        return self.score(x)  # (B, classes, S, S)

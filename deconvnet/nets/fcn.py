@@ -1,0 +1,91 @@
+"""FCN-32s, 16s and 8s (Long, Shelhamer, Darrell, CVPR 2015): VGG-16 on whole images, scores of several strides added.
+
+The paper pads the input of FCN-8s by 100 and crops each map by a fixed offset to line it up with the next. All of it
+follows from the side k of fc6's kernel (7 there) and the final stride s, worked out from the centres of the cells:
+
+    padding of conv1_1             16 k - 16 + s / 2     (100) the least with which the scores cover every image
+    of pool4 against fc7's scores  k - 2                 (5)
+    of pool3 against pool4's       2 k - 5               (9)
+    of the image                   31                    (31)
+
+Pooling rounds the size up, as Caffe's does.
+"""
+
+import dataclasses
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deconvnet.nets.vgg import VGG16
+from deconvnet.settings import Size
+
+
+class FCN(nn.Module):
+    """Whole images to class scores, at stride 8 (FCN-8s), 16 or 32; about 134 M parameters at VGG-16's size.
+
+    skip_scales: factors of the scores of pool4 and pool3 (at-once training: 0.01 and 0.0001). dropout: of fc6 and fc7.
+    The score layers start at 0, the upsampling filters bilinear; the last upsampling stays so.
+    """
+
+    def __init__(
+        self, size: Size, classes: int, eps: float | None, stride: int = 8, skip_scales=(0.01, 0.0001),
+        dropout: float = 0.5,
+    ):  # fmt: skip
+        super().__init__()
+        self.spec = {
+            "kind": "fcn", "size": dataclasses.asdict(size), "classes": classes, "eps": eps, "stride": stride,
+            "skip_scales": list(skip_scales), "dropout": dropout,
+        }  # fmt: skip
+        self.encoder = VGG16(size, eps)
+        self.stride, self.skip_scales, self.dropout = stride, tuple(skip_scales), dropout
+        self.score_fc7 = nn.Conv2d(size.fc_width, classes, 1)
+        self.score_pools, self.upsamplings = nn.ModuleList(), nn.ModuleList()
+        for channels in (8 * size.width, 4 * size.width)[: {32: 0, 16: 1, 8: 2}[stride]]:  # pool4, pool3
+            self.score_pools.append(nn.Conv2d(channels, classes, 1))
+            self.upsamplings.append(nn.ConvTranspose2d(classes, classes, 4, stride=2, bias=False))
+        for score in (self.score_fc7, *self.score_pools):
+            nn.init.zeros_(score.weight)
+            nn.init.zeros_(score.bias)
+        for upsampling in self.upsamplings:
+            with torch.no_grad():
+                upsampling.weight.copy_(torch.eye(classes)[:, :, None, None] * bilinear(2))
+        self.register_buffer("filter", bilinear(stride).expand(classes, 1, -1, -1).clone(), persistent=False)
+
+    def set_skip_scales(self, scales) -> None:
+        """Change the factors of the scores of pool4 and pool3."""
+        self.skip_scales, self.spec["skip_scales"] = tuple(scales), list(scales)
+
+    def pools(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised and padded images -> pool1 to pool5; pool n is (B, C, H/2^n, W/2^n), rounded up."""
+        return self.encoder.blocks(x, functools.partial(F.max_pool2d, kernel_size=2, ceil_mode=True))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB, 0 to 255 -> (B, classes, H, W) scores before the softmax."""
+        height, width = images.shape[-2:]
+        kernel = self.encoder.size.fc_kernel
+        padding = 16 * kernel - 16 + self.stride // 2
+        before = padding - 1  # conv1_1 pads by the last one itself
+        pools = self.pools(F.pad(self.encoder.normalise(images), [before] * 4))
+        x = F.dropout(self.encoder.fc6(pools[4]), self.dropout, self.training)
+        x = F.dropout(self.encoder.fc7(x), self.dropout, self.training)
+        x = self.score_fc7(x)  # (B, classes, H/32, W/32), about
+        skips = zip(
+            (pools[3], pools[2]), (kernel - 2, 2 * kernel - 5), self.skip_scales, self.score_pools, self.upsamplings,
+            strict=False,  # FCN-16s and 32s have fewer scores
+        )  # fmt: skip
+        for values, offset, scale, score, upsampling in skips:
+            x = upsampling(x)  # (B, classes, 2H, 2W), about
+            finer = score(values * scale)
+            # crop where it lies beyond x, pad where it falls short: with a small kernel `offset` is below 0
+            below, aside = (x.shape[axis] + offset - finer.shape[axis] for axis in (2, 3))
+            x = x + F.pad(finer, [-offset, aside, -offset, below])
+        x = F.conv_transpose2d(x, self.filter.to(x.dtype), stride=self.stride, groups=len(self.filter))
+        return x[:, :, 31 : 31 + height, 31 : 31 + width]  # (B, classes, H, W)
+
+
+def bilinear(factor: int) -> Tensor:
+    """(2f, 2f) filter of a transposed convolution of stride `factor` that interpolates linearly."""
+    ramp = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
+    return ramp[:, None] * ramp

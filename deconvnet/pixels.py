@@ -1,0 +1,180 @@
+"""Decoded images in one piece of memory, and windows cut from them for a whole batch at a time."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deconvnet import tables
+from deconvnet.errors import InputError
+from deconvnet.images import VOID, decode_image, decode_mask
+from deconvnet.progress import progress
+
+BYTES = 5  # of a decoded pixel: red, green, blue, class; instance
+OUTSIDE = -(1 << 40)  # an index so low that adding any other leaves it below 0
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images and masks of any sizes, decoded, end to end. Pixel 0 belongs to no image: black, void."""
+
+    colours: Tensor  # int32 (N,), the bytes red, green, blue, class id
+    instances: Tensor  # uint8 (N,)
+    starts: Tensor  # int64 (images,), the index of each image's first pixel
+    sizes: Tensor  # int64 (images, 2), height and width
+
+
+class ImageStore:
+    """The images of a data set that a crop table names, with their masks, by index into `ids`.
+
+    Decoded into memory at once if they fit in `memory_gb` (on the GPU if they fit in half of what is free there);
+    else their files' bytes are kept and each batch decodes what it needs, which is slower and is said so.
+    """
+
+    def __init__(self, dataset: Path, ids: set[str], classes: int, memory_gb: float, device: torch.device):
+        columns = ["image_id", "height", "width", "image", "class_mask", "instance_mask"]
+        paths = sorted(dataset.glob("*.parquet"))
+        if not paths:
+            raise InputError(f"{dataset}: holds no shard; run `dvc repro dataset`")
+        loaded = [tables.read(path, columns) for path in paths]
+        self.rows = [row for table in loaded for row in table.to_pylist() if row["image_id"] in ids]
+        self.ids = [row["image_id"] for row in self.rows]
+        self.sizes = {row["image_id"]: (row["height"], row["width"]) for row in self.rows}  # height, width
+        if missing := ids - set(self.ids):
+            raise InputError(
+                f"{dataset}: lacks {len(missing)} images that the crop table names, such as {min(missing)}; "
+                "run `dvc repro` for data set and crops"
+            )
+        self.classes, self.device, self.pixels = classes, torch.device("cpu"), None
+        size = sum(row["height"] * row["width"] for row in self.rows) * BYTES
+        if size <= memory_gb * 1e9:
+            self.pixels = self._decode(range(len(self.rows)), bar=True)
+            self.rows = None
+            if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
+                self.pixels = Pixels(*(tensor.to(device) for tensor in vars(self.pixels).values()))
+                self.device = device
+        else:
+            print(
+                f"{len(self.rows)} images need {size / 1e9:.1f} GB decoded, more than memory_gb {memory_gb:g}: "
+                "decoding for every batch, which is slower",
+                flush=True,
+            )
+
+    def select(self, images: Tensor) -> tuple[Pixels, Tensor]:
+        """Pixels that hold `images`, int64 (B,) indices into `ids`, and the indices of `images` in them."""
+        if self.pixels is not None:
+            return self.pixels, images.to(self.device)
+        unique, places = torch.unique(images, return_inverse=True)
+        return self._decode(unique.tolist()), places
+
+    def scene(self, index: int) -> Tensor:
+        """One image with its classes, uint8 (H, W, 4): red, green, blue, class id."""
+        pixels, places = self.select(torch.tensor([index]))
+        start, (height, width) = int(pixels.starts[places[0]]), pixels.sizes[places[0]].tolist()
+        return pixels.colours[start : start + height * width].view(torch.uint8).view(height, width, 4)
+
+    def _decode(self, indices, bar: bool = False) -> Pixels:
+        sizes = torch.tensor([(self.rows[index]["height"], self.rows[index]["width"]) for index in indices])
+        ends = 1 + sizes.prod(1).cumsum(0)
+        colours = np.zeros((int(ends[-1]), 4), np.uint8)
+        instances = np.zeros(int(ends[-1]), np.uint8)
+        colours[0, 3] = VOID
+
+        def put(index, height, width, end):
+            image, class_mask, instance_mask = self._arrays(self.rows[index], height, width)
+            part = slice(end - height * width, end)
+            colours[part, :3] = image.reshape(-1, 3)
+            colours[part, 3] = class_mask.reshape(-1)
+            instances[part] = instance_mask.reshape(-1)
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            done = pool.map(put, indices, *sizes.T.tolist(), ends.tolist())
+            for _ in progress(done, total=len(sizes), unit="image", desc="decoding", leave=False, disable=not bar):
+                pass
+        flat = torch.from_numpy(colours).view(torch.int32).squeeze(1)
+        return Pixels(flat, torch.from_numpy(instances), ends - sizes.prod(1), sizes)
+
+    def _arrays(self, row: dict, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        try:
+            image, class_mask = decode_image(row["image"]), decode_mask(row["class_mask"])
+            instance_mask = decode_mask(row["instance_mask"])
+        except ValueError as error:
+            raise InputError(f"{row['image_id']}: {error}; run `dvc repro dataset`") from None
+        if not (image.shape[:2] == class_mask.shape == instance_mask.shape == (height, width)):
+            raise InputError(f"{row['image_id']}: image and masks differ in size from {height}x{width}")
+        ids = np.flatnonzero(np.bincount(class_mask.reshape(-1), minlength=VOID + 1)[:VOID])
+        if len(ids) and ids[-1] >= self.classes:
+            raise InputError(
+                f"{row['image_id']}: label {ids[-1]} in the class mask; allowed: 0 to {self.classes - 1} and {VOID}"
+            )
+        return image, class_mask, instance_mask
+
+
+def cut(
+    pixels: Pixels, images: Tensor, windows: Tensor, resized: tuple[int, int], corners: Tensor, size: tuple[int, int],
+    flips: Tensor, instances: Tensor | None = None, fill: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Cut B windows, resize them to `resized`, take `size` from each at its corner, mirror those of `flips`.
+
+    images: int64 (B,). windows: int64 (B, 4) as x, y, side_x, side_y in px of the image, anywhere. resized, size:
+    height and width. corners: int64 (B, 2), x and y in the resized window. flips: bool (B,). instances: int64 (B,), the
+    one object whose class is kept (the rest is background, void stays void), or None for the labels as they are. fill:
+    float32 (3,), the colour outside of the image, RGB 0 to 255, or None for black.
+
+    Returns float32 (B, 3, h, w) RGB 0 to 255, bilinear as `cv2.resize` and `F.interpolate` have it (at a window's edge
+    its own pixels repeat), and uint8 (B, h, w) labels, void outside of the image. A label is the one nearest by pixel
+    centres; the release rounds down (OpenCV's nearest neighbour), which shifts labels by up to half a pixel.
+    """
+    heights, widths = pixels.sizes[images].T
+    ys = _axis(windows[:, 1], windows[:, 3], corners[:, 1], resized[0], size[0], torch.zeros_like(flips), heights)
+    xs = _axis(windows[:, 0], windows[:, 2], corners[:, 0], resized[1], size[1], flips, widths)
+    start = pixels.starts[images, None]
+    (top, bottom, row), down = (torch.where(y < 0, y, start + y * widths[:, None]) for y in ys[:3]), ys[3].float()
+    (left, right, column), along = xs[:3], xs[3].float()
+
+    def index(y, x):  # int64 (B, h), (B, w) -> (B, h, w)
+        return (y[:, :, None] + x[:, None, :]).clamp_(min=0)
+
+    def colour(y, x):  # float32 (B, h, w, 4)
+        found = index(y, x)
+        colours = pixels.colours[found].unsqueeze(-1).view(torch.uint8).float()
+        if fill is None:
+            return colours
+        return torch.where((found == 0).unsqueeze(-1), F.pad(fill, (0, 1)), colours)
+
+    along, down = along[:, None, :, None], down[:, :, None, None]
+    upper = torch.lerp(colour(top, left), colour(top, right), along)
+    lower = torch.lerp(colour(bottom, left), colour(bottom, right), along)
+    crops = torch.lerp(upper, lower, down)[..., :3].permute(0, 3, 1, 2)
+
+    nearest = index(row, column)
+    labels = pixels.colours[nearest].unsqueeze(-1).view(torch.uint8)[..., 3]
+    if instances is not None:
+        alone = (pixels.instances[nearest] == instances[:, None, None]) | (labels == VOID)
+        labels = torch.where(alone, labels, 0)
+    return crops, labels
+
+
+def _axis(start, side, corner, resized, size, flip, length):
+    """Along one axis, int64 (B, size) pixels before, after and nearest to each sample, and float64 weights of `after`.
+
+    start, side: of the windows, length: of the images, all (B,) in px. A pixel outside its image is OUTSIDE.
+    """
+    place = torch.arange(size, device=start.device)
+    place = corner[:, None] + torch.where(flip[:, None], size - 1 - place, place)  # in the resized window
+    side, start = side[:, None], start[:, None]
+    centre = ((place + 0.5) * (side.double() / resized) - 0.5).clamp(min=0)
+    before = centre.floor().long()
+    after = torch.minimum(before + 1, side - 1)
+    nearest = (2 * place + 1) * side // (2 * resized)
+
+    def inside(x):
+        x = start + x
+        return torch.where((x >= 0) & (x < length[:, None]), x, OUTSIDE)
+
+    return inside(before), inside(after), inside(nearest), centre - before

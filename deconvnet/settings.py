@@ -1,0 +1,272 @@
+"""Every setting of the method, typed and checked; the defaults are the paper's numbers.
+
+Sources: P the paper, with its section · R the released code · E Zitnick, Dollar, EdgeBoxes, ECCV 2014 · F Long,
+Shelhamer, Darrell, CVPR 2015 · ours chosen here. This module imports nothing heavy, so every command can check a whole
+parameter file in no time.
+
+A field's type is its check (`deconvnet.fields`); `__post_init__` raises ValueError for what spans several fields.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from deconvnet.fields import Range
+
+Splits = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """VOC 2012 with SBD's annotations (P 6.1)."""
+
+    classes: list[str]  # names by class id; 0 is the background
+    shard_images: Annotated[int, Range(1, 1_000_000)] = 256  # images in a shard, the unit of fan-out and transfer; ours
+    counts: dict[str, Annotated[int, Range(0)]] = dataclasses.field(default_factory=dict)  # images expected
+
+    COUNTS = ("voc_train", "val", "trainaug", "trainval_aug", "test")
+
+    def __post_init__(self):
+        if not 2 <= len(self.classes) <= 255 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes: {len(self.classes)} names are not allowed; allowed: 2 to 255 different names")
+        if unknown := set(self.counts) - set(self.COUNTS):
+            raise ValueError(f"counts: {', '.join(sorted(unknown))}: unknown key; allowed: {', '.join(self.COUNTS)}")
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How the proposals are judged; the boxes themselves do not depend on it."""
+
+    split: Literal["train", "val"] = "val"  # whose objects are looked for
+    min_area: Annotated[int, Range(1)] = 400  # px; smaller objects are not counted; ours
+    boxes: list[Annotated[int, Range(1)]] = (10, 50, 100, 500, 2000)  # proposals per image
+    iou: list[Annotated[float, Range(0, 1)]] = (0.5, 0.7)  # overlaps that count as found
+
+
+@dataclass(frozen=True)
+class EdgeBoxes:
+    """Object proposals (P 6.1; E)."""
+
+    edges: Literal["structured", "gradient"] = "structured"  # structured forest (needs a model file) or Lab gradients
+    boxes: Annotated[int, Range(1, 100_000)] = 2000  # at most, per image; P 6.1
+    alpha: Annotated[float, Range(0, 1)] = 0.65  # step of the sliding windows, as IoU; E
+    beta: Annotated[float, Range(0, 1)] = 0.75  # threshold of non-maximum suppression, as IoU; E
+    min_score: Annotated[float, Range(0)] = 0.01  # E
+    min_box_area: Annotated[int, Range(1)] = 1000  # px; E
+    max_aspect_ratio: Annotated[float, Range(1)] = 3.0  # E
+    recall: Recall = Recall()
+
+
+@dataclass(frozen=True)
+class ObjectCrops:
+    """Stage 1: a window around every annotated object (P 4.2)."""
+
+    per_class: Annotated[int, Range(1)] = 10_000  # examples of each class; P 6.1: 0.2 M over 20 classes
+
+
+@dataclass(frozen=True)
+class ProposalCrops:
+    """Stage 2: a window around every proposal that overlaps an object (P 4.2)."""
+
+    per_class: Annotated[int, Range(1)] = 135_000  # P 6.1: 2.7 M over 20 classes
+    min_iou: Annotated[float, Range(0, 1)] = 0.5  # of a proposal with an object's tight box; P 6.1
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Training windows."""
+
+    split: Literal["trainaug", "trainval_aug"] = "trainaug"  # trainval_aug for a submission to the test server, P 6.2
+    context: Annotated[float, Range(1, 10)] = 1.2  # window side / box side; P 6.1
+    square: bool = True  # R: the windows printed in its issues #3 and #11 are square; P does not say
+    seed: Annotated[int, Range(0)] = 2015
+    stage1: ObjectCrops = ObjectCrops()
+    stage2: ProposalCrops = ProposalCrops()
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a net is. The defaults are VGG-16's own."""
+
+    width: Annotated[int, Range(1, 1024)] = 64  # channels of conv1_1
+    fc_width: Annotated[int, Range(1, 65536)] = 4096  # channels of fc6 and fc7
+    input_size: Annotated[int, Range(64, 2048)] = 224  # pixels a side of a crop
+
+    def __post_init__(self):
+        if self.input_size % 32:
+            raise ValueError(f"input_size: {self.input_size} is not a multiple of 32, the stride of five poolings")
+
+    @property
+    def fc_kernel(self) -> int:
+        """Side of fc6's kernel, which covers the whole of pool5: 7 for an input of 224."""
+        return self.input_size // 32
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run by SGD. The defaults are stage 1's."""
+
+    steps: Annotated[int, Range(1)] = 20_000  # R; P 6.1: about 20 K
+    batch: Annotated[int, Range(1)] = 64  # crops per step over all devices: micro_batch x accumulation x devices; P 6.1
+    micro_batch: Annotated[int, Range(1)] = 32  # crops that a device computes at once; ours
+    batch_norm_crops: Annotated[int, Range(2)] | None = 8  # crops that batch norm sees at once; null: micro_batch; R
+    lr: Annotated[float, Range(0)] = 0.01  # P 6.1
+    warmup_steps: Annotated[int, Range(0)] = 0  # of a linear warm-up
+    drop_at: list[Annotated[int, Range(0)]] | Literal["plateau"] = (9000, 18000)  # R; plateau: held-out accuracy, P 6.1
+    held_out_crops: Annotated[int, Range(1)] = 2000  # at most, for validation; ours
+    validate_every: Annotated[int, Range(1)] = 1000  # steps; ours
+    checkpoint_every: Annotated[int, Range(1)] = 500  # steps; ours
+    momentum: Annotated[float, Range(0, 1)] = 0.9  # P 6.1
+    weight_decay: Annotated[float, Range(0)] = 5e-4  # P 6.1
+    drop: Annotated[float, Range(0, 1)] = 0.1  # factor of a drop of the learning rate; P 6.1
+    patience: Annotated[int, Range(1)] = 3  # validations without a better accuracy that make a plateau; ours
+    held_out: Annotated[float, Range(0, 0.9)] = 0.02  # share of the training images kept for validation; 0: none; ours
+    statistics_passes: Annotated[int, Range(1, 10_000)] = 16  # passes of 28 crops before a validation; ours, as R's 501
+    precision: Literal["bf16", "float32"] = "bf16"  # of arithmetic; weights are float32; P: float32
+    compile: bool = False
+    memory_gb: Annotated[float, Range(0)] = 12.0  # for decoded images: 10,582 of 500x375 need 10
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 2015
+
+    def __post_init__(self):
+        if self.batch_norm_crops and self.micro_batch % self.batch_norm_crops:
+            raise ValueError(
+                f"micro_batch: {self.micro_batch} is no multiple of batch_norm_crops {self.batch_norm_crops}"
+            )
+        if self.drop_at == "plateau" and not self.held_out:
+            raise ValueError("drop_at: plateau needs validation, but held_out is 0; name steps, or hold images out")
+        if self.devices(1) == 0:
+            raise ValueError(
+                f"batch: {self.batch} does not divide into equal micro-batches of at most micro_batch "
+                f"{self.micro_batch}; change one of them"
+            )
+
+    def micro_batch_for(self, devices: int) -> int:
+        """The micro-batch on so many devices: micro_batch, or a device's share of the batch where that is less.
+
+        0 where the batch does not divide among them into equal micro-batches of whole batch-norm groups.
+        """
+        micro_batch = min(self.micro_batch, max(self.batch // devices, 1))
+        if self.batch % (micro_batch * devices) or self.batch_norm_crops and micro_batch % self.batch_norm_crops:
+            return 0
+        return micro_batch
+
+    def devices(self, available: int) -> int:
+        """The largest number of devices, at most `available`, among which the batch divides."""
+        return next((number for number in range(available, 0, -1) if self.micro_batch_for(number)), 0)
+
+
+SHARED = ("momentum", "weight_decay", "drop", "patience", "held_out", "statistics_passes", "precision", "compile",
+          "memory_gb", "seed")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The encoder: VGG-16's ILSVRC weights passed on (P 3.1), or learned on crops where they are not at hand (ours)."""
+
+    size: Size = Size()
+    convention: Literal["imagenet1k_v1", "imagenet1k_features", "caffe_bgr"] = "imagenet1k_v1"  # of the weights' input
+    batch_norm_eps: Annotated[float, Range(0)] = 1e-5  # ours
+    resized: Annotated[int, Range(64, 4096)] = 250  # px, as in Training
+    background: Annotated[float, Range(0, 0.9)] = 0.1  # share of windows without an object among the crops; ours
+    run: Run = Run(micro_batch=64, batch_norm_crops=None, lr=0.05, warmup_steps=500, drop_at=(12000, 18000))
+
+    def __post_init__(self):
+        if self.resized < self.size.input_size:
+            raise ValueError(f"resized: {self.resized} is less than size.input_size {self.size.input_size}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """DeconvNet's two stages (P 4.2, 6.1)."""
+
+    batch_norm_eps: Annotated[float, Range(0)] | None = 1e-9  # R; null trains without batch norm, the claim of P 4.1
+    resized: Annotated[int, Range(64, 4096)] = 250  # px; a random crop of the net's input size is taken; P 6.1
+    flip: bool = True  # mirror half of the crops; P 6.1
+    stage1: Run = Run()
+    stage2: Run = Run(steps=40_000, drop_at=(10000, 20000, 30000))  # R; P 6.1: about 40 K
+
+
+@dataclass(frozen=True)
+class Reestimation:
+    """Batch-norm statistics of the final DeconvNet, averaged anew over training crops (R)."""
+
+    passes: Annotated[int, Range(1)] = 501  # R
+    batch: Annotated[int, Range(2)] = 28  # crops per pass; R
+
+
+@dataclass(frozen=True)
+class FcnTraining:
+    """FCN-8s on whole images (F)."""
+
+    batch_norm_eps: Annotated[float, Range(0)] | None = None  # as published
+    skip_scales: list[Annotated[float, Range(0)]] | Literal["derived"] = "derived"  # pool4's, pool3's; F: 0.01, 0.0001
+    dropout: Annotated[float, Range(0, 0.99)] = 0.5  # after fc6 and fc7; F
+    canvas: list[Annotated[int, Range(32, 8192)]] = (500, 500)  # px, height and width; R pads at the bottom and right
+    flip: bool = True  # mirror half of the images
+    run: Run = Run(steps=26_500, batch=20, micro_batch=10, batch_norm_crops=None, lr=1e-4, drop_at=(),
+                   held_out_crops=200)  # fmt: skip
+
+    def __post_init__(self):
+        if self.skip_scales != "derived" and len(self.skip_scales) != 2:
+            raise ValueError("skip_scales: allowed: derived, or two numbers: pool4's factor and pool3's")
+        if len(self.canvas) != 2:
+            raise ValueError("canvas: allowed: two numbers of px: height and width")
+
+
+@dataclass(frozen=True)
+class WindowInference:
+    """DeconvNet on an image's proposals (P 5.1)."""
+
+    proposals: Annotated[int, Range(1)] = 50  # the best of an image; P 5.1
+    aggregation: Literal["maximum", "average"] = "maximum"  # over the windows, 0 outside of each; P 5.1 offers both
+    clip: bool = False  # negative scores to 0 first; R: true, as its maximum starts from 0
+    min_side: Annotated[int, Range(0)] = 0  # px; proposals whose window has a shorter side are passed over; R: 112
+    batch: Annotated[int, Range(1)] = 128  # windows that the device computes at once; ours
+
+
+@dataclass(frozen=True)
+class Inference:
+    splits: list[Splits] = ("val",)
+    precision: Literal["bf16", "float32"] = "bf16"
+    deconvnet: WindowInference = WindowInference()
+    growth: list[Annotated[int, Range(1)]] = (1, 5, 10, 25, 50, 100)  # proposals after which labels are kept too
+    fcn_batch: Annotated[int, Range(1)] = 8  # images that the device computes at once
+
+    def __post_init__(self):
+        for name in ("splits", "growth"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name}: {list(values)} is not allowed; allowed: one or more different values")
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """EDeconvNet: DeconvNet and FCN-8s together (P 5.2)."""
+
+    method: Literal["mean", "product"] = "mean"  # of probabilities, P 5.2; R: of scores clipped at 0
+
+
+@dataclass(frozen=True)
+class Crf:
+    """The fully connected CRF (Krahenbuhl, Koltun, NIPS 2011) with the release's numbers; P gives none."""
+
+    iterations: Annotated[int, Range(1, 1000)] = 10  # of mean-field inference; R
+    normalization: Literal["none", "symmetric"] = "none"  # of both kernels; R: none; pydensecrf's own is symmetric
+    smoothness_sxy: Annotated[float, Range(0.1)] = 3.0  # px, standard deviation of the kernel over positions; R
+    smoothness_weight: Annotated[float, Range(0)] = 3.0  # R
+    appearance_sxy: Annotated[float, Range(0.1)] = 20.0  # px, of the kernel over positions and colours; R
+    appearance_srgb: Annotated[float, Range(0.1)] = 3.0  # of 0..255; R
+    appearance_weight: Annotated[float, Range(0)] = 5.0  # R
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    split: Literal["train", "val"] = "val"
+    sizes: list[Annotated[int, Range(1)]] = (1024, 9216)  # px, area thresholds of medium and large objects; COCO's
+    boundary: list[Annotated[int, Range(1, 10_000)]] = (1, 2, 4, 8, 16)  # px, widths of the bands; the first is shown
+
+    def __post_init__(self):
+        if len(self.sizes) != 2 or self.sizes[0] >= self.sizes[1]:
+            raise ValueError(f"sizes: {list(self.sizes)} is not allowed; allowed: two areas in px, ascending")
+        if not self.boundary or any(a >= b for a, b in zip(self.boundary, self.boundary[1:], strict=False)):
+            raise ValueError(f"boundary: {list(self.boundary)} is not allowed; allowed: widths in px, ascending")

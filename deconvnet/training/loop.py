@@ -1,0 +1,273 @@
+"""The training loop: SGD steps over several devices, validation, checkpoints, curves.
+
+A run is a function of its settings and its data. What a step sees depends on (seed, step) alone, so a checkpoint holds
+weights, momentum, schedule and curves, but no random state; killed at any moment, the same call ends the same.
+"""
+
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deconvnet import cost
+from deconvnet.batches import Batches
+from deconvnet.errors import InputError
+from deconvnet.nets import files
+from deconvnet.nets.layers import set_batch_norm_crops
+from deconvnet.progress import progress
+from deconvnet.settings import Run
+from deconvnet.training import devices, origin
+from deconvnet.training.checkpoints import Checkpoints
+from deconvnet.training.devices import Worker
+from deconvnet.training.flops import flops_per_crop, peak_flops
+from deconvnet.training.metrics import confusion_matrix, loss_sum, pixel_loss, summary
+from deconvnet.training.optimiser import Schedule, set_learning_rate, sgd
+from deconvnet.training.statistics import CROPS, reestimate
+
+# Of the curves. Without held-out images the last three are empty.
+COLUMNS = ["step", "lr", "loss", "held_out_loss", "held_out_accuracy", "held_out_mean_iou"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training leaves. State dicts are on the CPU; both are the last model's where no image is held out."""
+
+    best: dict[str, Tensor]  # by held-out mean IoU
+    last: dict[str, Tensor]
+    metrics: dict[str, float]  # of `best`: step, loss, accuracy, mean_iou on held-out crops; step alone without any
+    last_metrics: dict[str, float]
+    curves: pd.DataFrame  # COLUMNS; loss is the mean over the steps since the row before
+    provenance: dict
+
+
+class Trainer:
+    """Trains `net` on `batches`. Every process of a group makes one; the first one writes.
+
+    provenance: what the result depends on beside `run` and the net's spec (`origin.describe`), compared on resumption.
+    checkpoints: the folder to resume from. watch: called with the curves so far after each of their rows.
+
+    Raises InputError for a batch that does not divide among the processes.
+    """
+
+    def __init__(
+        self, net: nn.Module, batches: Batches, run: Run, worker: Worker, provenance: dict, checkpoints: Path,
+        watch: Callable[[pd.DataFrame], None] | None = None,
+    ):  # fmt: skip
+        micro_batch = run.micro_batch_for(worker.world)
+        if not micro_batch:
+            raise InputError(
+                f"batch: {run.batch} on {worker.world} devices does not divide into equal micro-batches of at most "
+                f"micro_batch {run.micro_batch}; change one of them or the number of devices"
+            )
+        run = dataclasses.replace(run, micro_batch=micro_batch)
+        self.provenance = origin.complete(provenance, run, net.spec)
+        self.run, self.batches, self.worker, self.watch = run, batches, worker, watch
+        self.checkpoints = Checkpoints(checkpoints)
+        self.accumulation = run.batch // (micro_batch * worker.world)
+        self.net = net.to(worker.device, memory_format=torch.channels_last)
+        set_batch_norm_crops(net, run.batch_norm_crops)
+        # Processes normalise with statistics of their own crops, as micro-batches do.
+        self.model = DistributedDataParallel(net, broadcast_buffers=False) if worker.world > 1 else net
+        self.forward = torch.compile(self.model) if run.compile else self.model
+        self.optimiser, self.schedule = sgd(net, run), Schedule(run)
+        self.pending: list[Tensor] = []  # losses of steps that `_sync_losses` has not fetched yet
+        self.losses: list[float] = []  # of the steps since the last row of the curves
+        self.step, self.rows = 0, []
+        self.best: dict[str, float] = {}  # metrics of the best weights
+        self.best_file: str | None = None
+        self.signalled = self.terminated = False  # by SIGTERM: this process; all of them, agreed on in `_sync_losses`
+        # every step on a CPU, where it costs nothing; on a GPU it waits until the queue of kernels is empty
+        self.sync_every = 1 if worker.device.type == "cpu" else 20
+
+    def train(self) -> Result | None:
+        """Run to the end; return the result on the first process, None on the others.
+
+        Ends the process with status 143 after a SIGTERM, with a checkpoint written. Raises InputError for a loss that
+        is not finite and for memory that does not suffice.
+        """
+        run, worker = self.run, self.worker
+        worker.say(
+            f"batch {run.batch} = {run.micro_batch} x {self.accumulation} accumulation x {worker.world} devices; "
+            f"batch norm over {run.batch_norm_crops or run.micro_batch}; {len(self.batches.train_rows)} crops "
+            f"an epoch, {len(self.batches.validation_rows)} held out; {worker.device}, {run.precision}"
+        )
+        self._resume()
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "signalled", True))
+        try:
+            self._run_steps()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            raise InputError(
+                f"out of memory on {worker.device} at step {self.step}: lower micro_batch, now {run.micro_batch} "
+                f"(accumulation then rises by itself), or memory_gb, now {run.memory_gb:g}"
+            ) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return self._finish()
+
+    def _run_steps(self) -> None:
+        run, worker = self.run, self.worker
+        begin, first, flops, peak = time.monotonic(), self.step, 0.0, 1.0
+        if worker.rank == 0 and first < run.steps:
+            with worker.autocast(run.precision):
+                flops, peak = flops_per_crop(self.net, self.batches.size), peak_flops(worker.device, run.precision)
+            worker.say(cost.needs(run, self.net, self.batches.size, worker.device, worker.world, peak))
+        with progress(total=run.steps, initial=first, unit="step", disable=worker.rank > 0) as bar:
+            while self.step < run.steps:
+                self._train_step()
+                self.step += 1
+                ends_row = self.step % run.validate_every == 0 or self.step == run.steps
+                saves = self.step % run.checkpoint_every == 0
+                if ends_row or saves or self.step % self.sync_every == 0:
+                    self._sync_losses()
+                    rate = (self.step - first) * run.batch / (time.monotonic() - begin)
+                    bar.set_postfix_str(
+                        f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s, "
+                        f"{flops * rate / worker.world / peak:.0%} of peak",
+                        refresh=False,
+                    )
+                    bar.update(self.step - bar.n)
+                if ends_row:
+                    self._end_row()
+                if saves or self.terminated:
+                    self._save_checkpoint()
+                if self.terminated:
+                    worker.say(f"stopped by SIGTERM after step {self.step}; the same command continues")
+                    devices.leave()
+                    sys.exit(128 + signal.SIGTERM)
+
+    def _train_step(self) -> None:
+        run, worker = self.run, self.worker
+        set_learning_rate(self.optimiser, self.schedule.rate(self.step))
+        self.net.train()
+        total = torch.zeros((), device=worker.device)
+        for index in range(self.accumulation):
+            start = (index * worker.world + worker.rank) * run.micro_batch
+            images, labels = self.batches.train(self.step, run.batch, slice(start, start + run.micro_batch))
+            # Dropout: a seed for each micro-batch, by its place in the run.
+            torch.manual_seed(((run.seed * 1_000_003 + self.step) * run.batch + start) % 2**63)
+            if worker.world > 1:
+                self.model.require_backward_grad_sync = index == self.accumulation - 1
+            with worker.autocast(run.precision):
+                loss = pixel_loss(self.forward(images), labels, run.batch_norm_crops)
+            (loss / self.accumulation).backward()
+            total += loss.detach() / self.accumulation
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.pending.append(total)
+
+    def _sync_losses(self) -> None:
+        """Fetch the losses since the last call; agree on them, and on SIGTERM, among the processes."""
+        values = torch.stack([*self.pending, torch.tensor(float(self.signalled), device=self.worker.device)])
+        *losses, terminated = (self.worker.sum(values) / self.worker.world).tolist()
+        self.terminated, self.pending = terminated > 0, []
+        for back, loss in zip(range(len(losses), 0, -1), losses, strict=True):
+            if not math.isfinite(loss):
+                self._stop_at_loss(loss, self.step - back)
+            self.losses.append(loss)
+
+    def _stop_at_loss(self, loss: float, step: int) -> None:
+        if self.worker.rank == 0:
+            self.checkpoints.forget(step)
+        latest = self.checkpoints.latest
+        kept = f"{latest} stays" if latest.exists() else "no checkpoint"
+        finite = self.losses or [row["loss"] for row in self.rows[-1:]]  # the mean of the curves' last row
+        raise InputError(
+            f"loss is {loss} at step {step}, learning rate {self.optimiser.param_groups[0]['lr']:g}, last finite loss "
+            f"{f'{finite[-1]:.6g}' if finite else 'none'}; {kept}; "
+            "lower lr or raise warmup_steps: with another value of either, training starts afresh"
+        )
+
+    def _end_row(self) -> None:
+        """A row of the curves; with held-out images their metrics and, where they are the best so far, the weights."""
+        run, worker = self.run, self.worker
+        loss = sum(self.losses) / len(self.losses)
+        row = {"step": self.step, "lr": self.optimiser.param_groups[0]["lr"], "loss": loss}
+        validates = len(self.batches.validation_rows) > 0
+        if validates or self.step == run.steps:
+            reestimate(self.net, self.batches, run.statistics_passes, CROPS, worker, run.precision)
+        if validates:
+            scores = self._validate()
+            row |= {f"held_out_{name}": value for name, value in scores.items()}
+            self.schedule.validated(scores["accuracy"])
+            if not self.best or scores["mean_iou"] > self.best["mean_iou"]:
+                self.best = scores | {"step": self.step}
+                if worker.rank == 0:
+                    self.best_file = self.checkpoints.save_best(self.step, self.net.state_dict())
+        self.rows.append(row)
+        self.losses = []
+        if worker.rank == 0 and self.watch:
+            self.watch(self._curves())
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """loss, accuracy and mean_iou on the held-out crops."""
+        run, worker = self.run, self.worker
+        self.net.eval()
+        classes = self.net.spec["classes"]
+        confusion = torch.zeros(classes, classes, dtype=torch.int64, device=worker.device)
+        losses = torch.zeros(2, dtype=torch.float64, device=worker.device)
+        for images, labels in self.batches.validation(run.micro_batch, worker.rank, worker.world):
+            with worker.autocast(run.precision):
+                logits = self.net(images)
+            losses += loss_sum(logits, labels)
+            confusion += confusion_matrix(logits.argmax(1), labels, classes)
+        total, pixels = worker.sum(losses).tolist()
+        return {"loss": total / max(pixels, 1)} | summary(worker.sum(confusion))
+
+    # What a checkpoint holds beside weights, momentum and schedule.
+    STATE = ("step", "rows", "losses", "best", "best_file", "provenance")
+
+    def _state(self) -> dict:
+        state = {name: getattr(self, name) for name in self.STATE}
+        return state | {"schedule": self.schedule.state(), "net": self.net.state_dict()}
+
+    def _save_checkpoint(self) -> None:
+        if self.worker.rank == 0:
+            self.checkpoints.save(self._state() | {"optimiser": self.optimiser.state_dict()})
+
+    def _resume(self) -> None:
+        saved, damage = self.checkpoints.load()
+        if damage:
+            self.worker.say(damage)
+        if saved is None:
+            return
+        source = self.checkpoints.source
+        if differing := origin.differences(saved.get("provenance"), self.provenance):
+            self.worker.say(f"{source}: of another run, which differs in {', '.join(differing)}: starting afresh")
+            return
+        files.load_state(self.net, saved["net"], source)
+        if "optimiser" in saved:  # else the run had come to its end
+            self.optimiser.load_state_dict(saved["optimiser"])
+        self.schedule.load_state(saved["schedule"])
+        for name in set(self.STATE) - {"provenance"}:
+            setattr(self, name, saved[name])
+        self.worker.say(f"resuming after step {self.step} of {source}")
+
+    def _finish(self) -> Result | None:
+        self.worker.wait()  # the others may still be reading the checkpoint
+        if self.worker.rank > 0:
+            return None
+        # Kept, without the momentum: where DVC calls for the stage again and nothing that matters has changed (a
+        # comment), the result is at hand.
+        self.checkpoints.finish(self._state())
+        last = {name: tensor.cpu() for name, tensor in self.net.state_dict().items()}
+        best = self.checkpoints.load_best(self.best_file) if self.best_file else last
+        metrics = self.best or {"step": self.step}
+        self.worker.say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        row = self.rows[-1]
+        last_metrics = {name.removeprefix("held_out_"): row[name] for name in COLUMNS if name in row and name != "lr"}
+        return Result(best, last, metrics, last_metrics, self._curves(), self.provenance)
+
+    def _curves(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows, columns=COLUMNS)

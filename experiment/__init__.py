@@ -1,0 +1,1 @@
+"""An experiment: a folder with a params.yaml. What its commands share, and the commands beside the DAG."""

@@ -1,0 +1,272 @@
+"""Check an experiment's parameter file, and say what a run would need: disk, memory, operations, time on this machine.
+
+Bytes per image and rates of the stages without a net were measured on VOC (docs/sharing.md, docs/scaling.md) and are
+scaled by pixels and classes; nets are counted (deconvnet/cost.py). Sizes of images are read from data/dataset once it
+is there; before, they follow from train_fcn.canvas.
+"""
+
+import argparse
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deconvnet import cost, tables
+from deconvnet.errors import InputError
+from deconvnet.settings import Run
+from deconvnet.systems import SYSTEMS
+from deconvnet.training.flops import peak_flops
+from experiment.cli import run
+from experiment.machine import cores, gpus
+from experiment.params import Params, load
+
+VOC = 500 * 375  # px of a VOC image; what follows was measured on such ones, with 21 classes
+IMAGE_BYTES = 102e3 / VOC  # per pixel: a row of data/dataset
+BOX_BYTES = 9.7  # a proposal in data/proposals
+SCORE_BYTES = 1.22e6 / (VOC * 21)  # per pixel and class: a row of data/scores
+LABEL_BYTES = 3.2e3 / VOC  # per pixel: a row of data/labels
+DECODED = 5  # bytes per pixel of an image and its masks in memory
+DATASET_SECONDS = 1 / 100 / VOC  # per pixel, one core
+PROPOSAL_SECONDS = 0.55 / VOC  # per pixel, one core
+SCORE_SECONDS = 0.06 / (VOC * 21)  # per pixel and class, one core: compressing scores
+CRF_SECONDS = 2 / (VOC * 21)  # per pixel and class, one core
+CROP_BYTES, CROP_SECONDS = 1.6e9 / 24e6, 18 / 24e6  # per proposal, one core: drawing stage 2's windows
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many images there are by split, and how large they are on average."""
+
+    train: int  # that crops are made of
+    all: int
+    inferred: int  # of the splits in infer.splits
+    pixels: float  # per image
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one stage needs. None: not known before the data set is there."""
+
+    stage: str
+    disk: float | None = 0
+    memory: float | None = 0  # of the host, or with a net of its device
+    flops: float = 0
+    seconds: float | None = 0
+    note: str = ""
+
+
+def count_images(params: Params, folder: Path) -> Images | None:
+    """The data set's images: from its shards, else from dataset.counts, None where neither says.
+
+    Raises InputError for an image that exceeds train_fcn.canvas: FCN-8s would fail on it, after days of training.
+    """
+    splits, pixels = {}, 0
+    height, width = params.train_fcn.canvas
+    for path in sorted(folder.glob("*.parquet")):
+        table = tables.read(path, ["image_id", "height", "width"]).to_pandas()
+        for row in table[(table["height"] > height) | (table["width"] > width)].head(1).itertuples():
+            raise InputError(
+                f"{path}: {row.image_id}: {row.height}x{row.width} px do not fit train_fcn.canvas {height}x{width} in "
+                "params.yaml; enlarge it"
+            )
+        split = path.name.partition("-")[0]
+        splits[split] = splits.get(split, 0) + len(table)
+        pixels += int((table["height"].astype(int) * table["width"]).sum())
+    counts = params.dataset.counts
+    if splits:
+        train, total = splits.get("train", 0), sum(splits.values())
+        area = pixels / total
+    elif {params.crops.split, "val", "trainaug"} <= counts.keys():
+        splits = {"train": counts["trainaug"], "val": counts["val"], "test": counts.get("test", 0)}
+        train, total = counts[params.crops.split], sum(splits.values())
+        area = height * width * (0.75 if height == width else 1)  # a square holds 4:3 upright and lying
+    else:
+        return None
+    return Images(train, total, sum(splits.get(split, 0) for split in params.infer.splits), area)
+
+
+def trainings(params: Params) -> dict[str, tuple[Run, dict, tuple[int, int]]]:
+    """Of each training its run, its net's spec and the size of its crops, height and width in px."""
+    size, classes = dataclasses.asdict(params.pretrain.size), len(params.dataset.classes)
+    side = (params.pretrain.size.input_size,) * 2
+    encoder = {"kind": "classifier", "size": size, "classes": classes, "eps": params.pretrain.batch_norm_eps}
+    deconvnet = {"kind": "deconvnet", "size": size, "classes": classes, "eps": params.train.batch_norm_eps}
+    fcn = {"kind": "fcn", "size": size, "classes": classes, "eps": params.train_fcn.batch_norm_eps}
+    return {
+        "pretrain": (params.pretrain.run, encoder, side),
+        "train_stage1": (params.train.stage1, deconvnet, side),
+        "train_stage2": (params.train.stage2, deconvnet, side),
+        "train_fcn": (params.train_fcn.run, fcn, params.train_fcn.canvas),
+    }
+
+
+def train_needs(params: Params, device: torch.device, devices: int, rates: dict[str, float]) -> list[Need]:
+    """Of each training: checkpoints on disk, memory of the device, operations, seconds."""
+    needs = []
+    for stage, (plan, spec, size) in trainings(params).items():
+        usable = plan.devices(devices)
+        plan = dataclasses.replace(plan, micro_batch=plan.micro_batch_for(usable))
+        if stage == "pretrain" and params.fetch.vgg16.addresses:
+            needs.append(Need(stage, 4 * cost.parameters(spec), note="VGG-16's weights, passed on"))
+            continue
+        price = cost.count(plan, spec, size, device.type)
+        span = cost.seconds(price.flops, device, rates[plan.precision], usable)
+        memory = price.device_bytes + (cost.UNCOUNTED if device.type == "cuda" else 0)
+        note = f"{price.steps:,} steps of {plan.batch} crops, {plan.micro_batch} at once"
+        needs.append(Need(stage, cost.KEPT * price.parameters, memory, price.flops, span, note))
+    return needs
+
+
+def infer_needs(params: Params, images: Images, device: torch.device, devices: int, rates: dict[str, float]) -> list:
+    """Re-estimation and the scores of every system with a net."""
+    plans = trainings(params)
+    _, spec, size = plans["train_stage2"]
+    window = cost.forward_flops(spec, size)
+    flops = params.reestimate.passes * params.reestimate.batch * window if spec["eps"] is not None else 0
+    rate = rates[params.train.stage2.precision]
+    needs = [Need("reestimate", 4 * cost.parameters(spec), 0, flops, cost.seconds(flops, device, rate))]
+    _, fcn, _ = plans["train_fcn"]
+    number = params.infer.deconvnet.proposals
+    stored = images.inferred * images.pixels * len(params.dataset.classes)
+    for key, system in SYSTEMS.items():
+        if system.net is None:
+            continue
+        if system.net == "fcn":
+            each = cost.forward_flops(fcn, params.train_fcn.canvas)
+        else:
+            each = window * (max(number, *params.infer.growth) if key == "deconvnet" else number)
+        span = cost.seconds(images.inferred * each, device, rates[params.infer.precision], devices)
+        span += stored * SCORE_SECONDS / (devices if device.type == "cuda" else cores())
+        needs.append(Need(f"infer@{key}", stored * SCORE_BYTES, 0, images.inferred * each, span))
+    return needs
+
+
+def other_needs(params: Params, images: Images) -> list[Need]:
+    """The stages without a net."""
+    pixels, boxes = images.all * images.pixels, images.all * params.proposals.boxes
+    scored = images.inferred * images.pixels
+    stored, at_once = scored * len(params.dataset.classes), cores()
+    drawn = images.train * params.proposals.boxes
+    needs = [
+        Need("dataset", pixels * IMAGE_BYTES, seconds=pixels * DATASET_SECONDS / at_once),
+        Need("proposals", boxes * BOX_BYTES, seconds=pixels * PROPOSAL_SECONDS / at_once),
+        Need("crops", memory=drawn * CROP_BYTES, seconds=drawn * CROP_SECONDS),
+    ]
+    for key, system in SYSTEMS.items():
+        if system.members:
+            needs.append(Need(key, stored * SCORE_BYTES, seconds=2 * stored * SCORE_SECONDS / at_once))
+        elif system.crf:
+            needs.append(Need(key, scored * LABEL_BYTES, seconds=stored * CRF_SECONDS / at_once))
+    return needs
+
+
+def fetch_needs(params: Params) -> Need:
+    """The files that the experiment starts from: as large as they are, or as the parameters say."""
+    total, unknown = 0, []
+    for name, source in vars(params.fetch).items():
+        if Path(source.file).is_file():
+            total += Path(source.file).stat().st_size
+        elif getattr(source, "bytes", None):
+            total += source.bytes
+        elif getattr(source, "addresses", True):
+            unknown.append(name)
+    note = f"without {', '.join(unknown)}, whose size is not known yet" if unknown else ""
+    return Need("fetch", total, seconds=None, note=note)
+
+
+def table(needs: list[Need]) -> list[str]:
+    """Lines of text: a row per stage."""
+    rows = [("stage", "disk", "memory", "operations", "time here", "")]
+    for need in needs:
+        rows.append(
+            (
+                need.stage,
+                cost.gigabytes(need.disk) if need.disk else "",
+                cost.gigabytes(need.memory) if need.memory else "",
+                cost.operations(need.flops) if need.flops else "",
+                cost.duration(need.seconds) if need.seconds else "",
+                need.note,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]).rstrip()
+        for row in rows
+    ]
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiment.check", description=__doc__.splitlines()[0])
+    parser.add_argument("--params", type=Path, default="params.yaml", help="parameter file; params.yaml by default")
+    options = parser.parse_args(arguments)
+    params = load(options.params)
+    print(f"{options.params}: every key is there and allowed\n")
+    cuda = torch.cuda.is_available()
+    device, devices = torch.device("cuda" if cuda else "cpu"), max(gpus(), 1) if cuda else 1
+    precisions = {plan.precision for plan, *_ in trainings(params).values()} | {params.infer.precision}
+    rates = {precision: peak_flops(device, precision) for precision in precisions}
+    trained = train_needs(params, device, devices, rates)
+    images = count_images(params, Path("data/dataset"))
+    needs = [fetch_needs(params)]
+    if images:
+        others = other_needs(params, images)
+        needs += [*others[:3], *trained, *infer_needs(params, images, device, devices, rates), *others[3:]]
+    else:
+        needs += trained
+    _, deconvnet, _ = trainings(params)["train_stage2"]
+    passing = (cost.CHECKPOINTS - cost.KEPT) * cost.parameters(deconvnet)  # of one training at a time
+    disk = sum(need.disk for need in needs) + passing
+    total = Need("all", disk, flops=sum(n.flops for n in needs), seconds=sum(n.seconds or 0 for n in needs))
+    print("\n".join(table([*needs, total])))
+
+    pictures = f"{images.all:,} images of {images.pixels:,.0f} px on average" if images else "images of unknown number"
+    shares = (
+        f"{cost.SHARE[device.type]:.0%} of a matrix product's rate ({'assumed' if cuda else 'measured on 2 cores'})"
+    )
+    rate = ", ".join(f"{rates[name] / 1e12:,.2g} TFLOP/s in {name}" for name in sorted(rates))
+    print(f"\n{pictures}; {devices} x {device.type}, {rate}; {cores()} cores")
+    print(f"disk: all at once, with {cost.gigabytes(passing)} of checkpoints that go when a training ends; DVC's cache")
+    print(
+        "takes the results once more where the file system has no reflinks. memory: of a training, of its device, with"
+    )
+    print(f"{cost.gigabytes(cost.UNCOUNTED)} for CUDA and cuDNN, else of the host. time: nets at {shares},")
+    print("the rest as measured on VOC (docs/scaling.md); downloads are left out.")
+    if not images:
+        print(
+            "The number of images is known from dataset.counts or once data/dataset is there; stages that grow with it"
+        )
+        print("are left out.")
+    for line in warnings(params, images, needs, disk, device):
+        print(f"warning: {line}")
+
+
+def warnings(params: Params, images: Images | None, needs: list[Need], disk: float, device: torch.device) -> list[str]:
+    """What this machine lacks."""
+    lines = []
+    present = sum(path.stat().st_size for path in Path("data").rglob("*") if path.is_file())
+    if disk - present > (free := shutil.disk_usage(".").free):
+        lines.append(f"{cost.gigabytes(free)} of disk are free, {cost.gigabytes(disk - present)} are still wanted")
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host
+    for need in needs:
+        at = there if need.flops else host
+        if need.memory and need.memory > at:
+            lines.append(f"{need.stage} wants {cost.gigabytes(need.memory)}, there are {cost.gigabytes(at)}: lower "
+                         "its micro_batch")  # fmt: skip
+    decoded = images.train * images.pixels * DECODED if images else 0
+    allowed = params.training.memory_gb * 1e9
+    if decoded > allowed:
+        lines.append(
+            f"decoded images take {cost.gigabytes(decoded)}, more than training.memory_gb: every batch decodes"
+        )
+    if min(decoded, allowed) > host:
+        lines.append(f"decoded images take {cost.gigabytes(min(decoded, allowed))}, the host has "
+                     f"{cost.gigabytes(host)}: lower training.memory_gb")  # fmt: skip
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,57 @@
+"""What every command of an experiment shares: errors as one line, clean ends, and how long it took."""
+
+import datetime
+import errno
+import functools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from deconvnet.errors import InputError
+from deconvnet.files import remove_unfinished, whole
+
+TIMES = Path("data/times")  # a file for every command that ended: no stage's output, since times differ
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call `main(arguments)` and turn what a user can mend into one line on stderr and exit status 1.
+
+    Ctrl-C and SIGTERM end the process at once; the threads and processes of a pool would first finish what is queued.
+    """
+    begin = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+        os.register_at_fork(after_in_child=functools.partial(signal.signal, number, signal.SIG_DFL))
+    try:
+        main(sys.argv[1:])
+        _record(time.monotonic() - begin)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        place = error.filename2 or error.filename or "an output"
+        sys.exit(
+            f"error: {place}: {error.strerror}; nothing half-written is left: make room or grant access, run again"
+        )
+
+
+def _stop(number: int, _) -> None:
+    remove_unfinished()
+    os.write(2, b"interrupted; the same command continues\n")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _record(seconds: float) -> None:
+    """Keep how long this command took. A file of its own, since appending is not atomic on network file systems."""
+    if not (Path("data").is_dir() and Path("params.yaml").is_file()) or int(os.environ.get("RANK", 0)):
+        return  # no experiment, or another process of the group records it
+    entry = {"module": Path(sys.argv[0]).stem, "arguments": sys.argv[1:], "seconds": round(seconds, 2)}
+    entry["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with whole(TIMES / f"{time.time_ns()}-{os.getpid()}.json") as file:
+        file.write_text(json.dumps(entry) + "\n", encoding="utf-8")

@@ -1,0 +1,93 @@
+"""Stored scores: what comes back, what is refused."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from deconvnet import scores, tables
+from deconvnet.errors import InputError
+from deconvnet.images import decode_mask
+
+
+def smooth(seed, classes=21, height=40, width=50, spread=12):
+    """Scores as networks give them: a coarse random map, interpolated."""
+    import cv2
+
+    coarse = np.random.default_rng(seed).normal(0, spread, (classes, 6, 7)).astype(np.float32)
+    return np.stack([cv2.resize(plane, (width, height)) for plane in coarse])
+
+
+def test_what_comes_back_is_close_where_it_matters():
+    maps = smooth(0)
+    back = scores.decode({"image_id": "a"} | scores.encode(maps), 21)
+    distance, again = maps.max(0) - maps, back.max(0) - back
+    np.testing.assert_allclose(back.max(0), maps.max(0), rtol=1e-3)
+    # a step is (FINE + distance) x log(1 + deepest / FINE) / STEPS; rounding is off by half of one
+    step = (scores.FINE + distance) * np.log1p(distance.max() / scores.FINE) / scores.STEPS
+    assert (abs(again - distance) <= 0.5 * step + 0.01).all()
+    assert abs(scores.softmax(back) - scores.softmax(maps)).max() < 0.01
+
+
+@given(arrays.arrays(np.float32, (4, 3, 5), elements=st.floats(-50, 50, width=32)))
+def test_the_best_class_survives_and_ties_go_to_the_first(maps):
+    row = {"image_id": "a"} | scores.encode(maps)
+    np.testing.assert_array_equal(decode_mask(row["labels"]), maps.argmax(0))
+    np.testing.assert_array_equal(scores.decode(row, 4).argmax(0), maps.argmax(0))
+
+
+def test_nothing_seen_stays_nothing():
+    back = scores.decode({"image_id": "a"} | scores.encode(np.zeros((3, 4, 5), np.float32)), 3)
+    assert not back.any()
+
+
+def test_softmax():
+    np.testing.assert_allclose(scores.softmax(np.log(np.float32([[[1]], [[3]]])))[:, 0, 0], [0.25, 0.75], rtol=1e-6)
+    assert np.isfinite(scores.softmax(np.full((2, 1, 1), 1e30, np.float32))).all()
+
+
+@pytest.mark.parametrize("classes", [20, 22])
+def test_scores_of_other_classes_are_refused(classes):
+    with pytest.raises(InputError, match=rf"a: scores are not of {classes} classes x 40 x 50 px"):
+        scores.decode({"image_id": "a"} | scores.encode(smooth(1)), classes)
+
+
+def test_a_table_of_other_images_is_refused(tmp_path):
+    dataset, path = tmp_path / "val-000.parquet", tmp_path / "scores" / "val-000.parquet"
+    tables.write(dataset, pa.table({"image_id": ["a", "b"]}))
+    with pytest.raises(InputError, match="scores/val-000.parquet: missing shard; run `dvc repro`"):
+        scores.read(path, dataset)
+    tables.write(path, pa.Table.from_pylist([{"image_id": "b"}, {"image_id": "a"}], scores.LABELS_SCHEMA))
+    with pytest.raises(InputError, match="2 images that are not the 2 of .*dataset|2 images that are not the 2 of"):
+        scores.read(path, dataset)
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (np.nan, "scores are not finite"),
+        (np.inf, "scores are not finite"),
+        (-np.inf, "scores are not finite"),
+        (65520, "a score of 65520 is beyond float16's range"),  # the first that rounds to infinity
+    ],
+)
+def test_scores_that_cannot_be_kept_are_refused(value, message):
+    maps = smooth(2, classes=3, height=4, width=5)
+    maps[1, 2, 3] = value
+    with pytest.raises(ValueError, match=message):
+        scores.encode(maps)
+
+
+def test_scores_that_are_all_far_below_zero_are_refused():
+    maps = np.full((3, 4, 5), -1.0, np.float32)
+    maps[:, 2, 3] = -70_000
+    with pytest.raises(ValueError, match="a score of -70000 is beyond"):
+        scores.encode(maps)
+
+
+def test_the_largest_score_that_float16_holds_is_kept():
+    maps = np.full((2, 1, 1), -65504, np.float32)
+    maps[0] = 65504
+    assert scores.decode({"image_id": "a"} | scores.encode(maps), 2)[0, 0, 0] == 65504

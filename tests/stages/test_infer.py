@@ -1,0 +1,138 @@
+"""The stage infer: its tables, its fingerprints, what it refuses."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import yaml
+
+from deconvnet import scores, tables
+from deconvnet.errors import InputError
+from deconvnet.images import decode_mask
+from deconvnet.nets import files
+from experiment.params import load
+from stages import infer
+from tests.conftest import jpeg
+from tests.deconvnet.test_inference import make_net, pictures
+
+
+@pytest.fixture
+def shard(experiment):
+    """An experiment with one shard of three images, its proposals, and both models."""
+    rows = [(f"p{index}", image, windows) for index, (image, windows) in enumerate(pictures(3))]
+    table = pa.table({"image_id": [name for name, *_ in rows], "image": [jpeg(image) for _, image, _ in rows]})
+    tables.write("data/dataset/val-000.parquet", table)
+    boxes = [
+        {"image_id": name, "rank": rank, "x": x, "y": y, "width": w, "height": h, "objectness": 1 / rank}
+        for name, _, windows in rows
+        for rank, (x, y, w, h) in enumerate(windows.tolist(), 1)
+    ]
+    tables.write("data/proposals/val-000.parquet", pa.Table.from_pylist(boxes))
+    for name, kind in (("deconvnet", "deconvnet"), ("fcn8s", "fcn")):
+        net = make_net(kind)
+        files.save(f"data/models/{name}.pt", net.spec, net.state_dict(), {"classes": ["background", "one", "two"]})
+    return experiment
+
+
+def call(system="deconvnet", *more):
+    path = f"data/scores/{system}/val-000.parquet"
+    infer.main(["--model", f"data/models/{system}.pt", "--dataset", "data/dataset/val-000.parquet",
+                "--proposals", "data/proposals/val-000.parquet", "--out", path, *more])  # fmt: skip
+    return tables.read(path).to_pylist()
+
+
+def test_the_stage_writes_scores_that_labels_and_growth_agree_with(shard, capsys):
+    rows = call("deconvnet", "--growth")
+    assert [row["image_id"] for row in rows] == ["p0", "p1", "p2"]
+    assert [row["windows"] for row in rows] == [9, 9, 0]
+    out = capsys.readouterr().out
+    assert out == "deconvnet val-000: 3 images scored on cpu, 1 of them without a proposal and so all background\n"
+    assert not decode_mask(rows[2]["labels"]).any()
+    growth = yaml.safe_load(open("params.yaml"))["infer"]["growth"]
+    for row in rows:
+        maps = scores.decode(row, 3)
+        assert maps.shape == (3, row["height"], row["width"])
+        np.testing.assert_array_equal(maps.argmax(0), decode_mask(row["labels"]))
+        assert len(row["growth"]) == len(growth)
+        assert row["growth"][growth.index(50)] == row["labels"]  # infer.deconvnet.proposals is 50
+    assert all(row["windows"] is None and not row["growth"] for row in call("fcn8s"))
+
+
+def changed(params, **values):
+    return dataclasses.replace(params, infer=dataclasses.replace(params.infer, **values))
+
+
+def test_same_inputs_same_bytes_and_a_fingerprint_of_what_matters(shard):
+    path = shard / "data/scores/deconvnet/val-000.parquet"
+    call()
+    before = path.read_bytes()
+    call()
+    assert path.read_bytes() == before
+    params = load()
+    paths = [Path(f"data/{name}") for name in ("dataset/val-000.parquet", "proposals/val-000.parquet",
+                                                     "models/deconvnet.pt")]  # fmt: skip
+    mark = infer.fingerprint(*paths, False, params)
+    assert tables.footer(path)["fingerprint"] == mark
+    bigger = changed(params, fcn_batch=99, deconvnet=dataclasses.replace(params.infer.deconvnet, batch=99))
+    assert infer.fingerprint(*paths, False, bigger) == mark
+    fewer = changed(params, deconvnet=dataclasses.replace(params.infer.deconvnet, proposals=10))
+    assert infer.fingerprint(*paths, False, fewer) != mark
+    wider = dataclasses.replace(params, crops=dataclasses.replace(params.crops, context=1.5))
+    assert infer.fingerprint(*paths, False, wider) != mark
+    grown = changed(params, growth=(1, 2))
+    assert infer.fingerprint(*paths, False, grown) == mark != infer.fingerprint(*paths, True, params)
+    assert infer.fingerprint(*paths, True, grown) != infer.fingerprint(*paths, True, params)
+
+    whole = paths[0], None, paths[2], False  # FCN-8s sees no proposals
+    assert infer.fingerprint(*whole, fewer) == infer.fingerprint(*whole, wider) == infer.fingerprint(*whole, params)
+    canvas = dataclasses.replace(params, train_fcn=dataclasses.replace(params.train_fcn, canvas=(9, 9)))
+    assert infer.fingerprint(*whole, canvas) != infer.fingerprint(*whole, params)
+    assert infer.fingerprint(*paths, False, canvas) == mark
+
+
+def test_one_shard_or_two_change_nothing(shard):
+    params = yaml.safe_load(open("params.yaml"))
+    params["infer"]["precision"] = "float32"
+    (shard / "params.yaml").write_text(yaml.safe_dump(params))
+    whole = call()
+    full = {name: tables.read(f"data/{name}/val-000.parquet") for name in ("dataset", "proposals")}
+    parts = []
+    for ids in (["p0"], ["p1", "p2"]):
+        for name, table in full.items():
+            tables.write(f"data/{name}/val-000.parquet", table.filter(pc.is_in(table["image_id"], pa.array(ids))))
+        parts += call()
+    for one, two in zip(whole, parts, strict=True):
+        assert one["labels"] == two["labels"]
+        np.testing.assert_allclose(scores.decode(one, 3), scores.decode(two, 3), atol=1e-2)  # a step of the storage
+
+
+def test_a_model_of_other_classes_is_refused(shard):
+    params = yaml.safe_load(open("params.yaml"))
+    params["dataset"]["classes"].append("three")
+    (shard / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(
+        InputError,
+        match="data/models/deconvnet.pt: scores 3 classes, not the 4 of dataset.classes in params.yaml; train",
+    ):
+        call()
+
+
+def test_a_picture_that_does_not_decode_is_named(shard):
+    table = tables.read("data/dataset/val-000.parquet").to_pylist()
+    table[1]["image"] = table[1]["image"][:200]
+    tables.write("data/dataset/val-000.parquet", pa.Table.from_pylist(table))
+    with pytest.raises(InputError, match="val-000.parquet: p1: does not decode"):
+        call()
+    assert not (shard / "data/scores/deconvnet").exists() or not list((shard / "data/scores/deconvnet").iterdir())
+
+
+def test_a_model_whose_scores_are_no_numbers_is_named(shard):
+    saved = files.read("data/models/fcn8s.pt")
+    saved["state"]["score_fc7.bias"][0] = float("nan")
+    files.save("data/models/fcn8s.pt", saved["spec"], saved["state"], saved["about"])
+    with pytest.raises(InputError, match="^data/models/fcn8s.pt: p0: .*; train the model again$"):
+        call("fcn8s")
+    assert not Path("data/scores/fcn8s/val-000.parquet").exists()

@@ -1,0 +1,176 @@
+"""The command that writes the page: its content, its bytes, and what it says about inputs that do not fit."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import yaml
+
+from deconvnet import tables
+from deconvnet.errors import InputError
+from deconvnet.images import VOID, encode_mask
+from deconvnet.nets import files
+from deconvnet.systems import SYSTEMS
+from experiment.report.galleries import image_iou
+from stages import report
+from tests.conftest import draw, jpeg
+from tests.experiment.test_report import CLASSES, GROWTH, boundary, metrics, per_class, tiny_net
+
+IMAGES = 5
+
+
+@pytest.fixture
+def world(experiment):
+    """An experiment folder with all that the page is made of: five images, three proposals each."""
+    params = yaml.safe_load((experiment / "params.yaml").read_text())
+    params["dataset"]["classes"], params["report"] = CLASSES, {"examples": 2, "side": 48}
+    params["infer"]["growth"] = [1, 2, 5]
+    (experiment / "params.yaml").write_text(yaml.safe_dump(params))
+    rows, boxes, images = [], [], []
+    labelled = {name: [] for name in SYSTEMS}
+    for number in range(IMAGES):
+        name = f"2011_{number:06d}"
+        image, truth, instances = draw(number)
+        truth[:, 8] = VOID
+        rows.append(
+            {
+                "image_id": name, "height": 60, "width": 80, "image": jpeg(image), "class_mask": encode_mask(truth),
+                "instance_mask": encode_mask(instances), "instance_classes": [1, 2],
+                "instance_boxes": [[8, 5, 20, 20], [40, 30, 25, 25]], "instance_areas": [400, 625],
+            }
+        )  # fmt: skip
+        boxes += [(name, rank, 10.0 * rank, 5.0, 30.0, 20.0, 1 / rank) for rank in (1, 2, 3)]
+        for key in SYSTEMS:
+            labels = np.where(truth == VOID, 0, truth).astype(np.uint8)
+            labels[: 3 * number + len(key)] = 0
+            growth = [encode_mask(labels * (step > 0)) for step in range(3)] if key == "deconvnet" else []
+            labelled[key].append({"image_id": name, "labels": encode_mask(labels), "growth": growth})
+            images.append((name, key, image_iou(truth, labels, len(CLASSES)), 0.9))
+    tables.write("data/dataset/val-000.parquet", pa.Table.from_pylist(rows))
+    columns = ["image_id", "rank", "x", "y", "width", "height", "objectness"]
+    tables.write("data/proposals/val-000.parquet", pa.Table.from_pandas(pd.DataFrame(boxes, columns=columns)))
+    for key, table in labelled.items():
+        folder = "labels" if key.endswith("_crf") else "scores"
+        tables.write(f"data/{folder}/{key}/val-000.parquet", pa.Table.from_pylist(table))
+    frame = pd.DataFrame(images, columns=["image_id", "system", "mean_iou", "pixel_accuracy"])
+    tables.write("data/evaluation/images.parquet", pa.Table.from_pandas(frame))
+    net = tiny_net()
+    files.save("data/models/deconvnet.pt", net.spec, net.state_dict(), {"code": "0123456789abcdef"})
+    write_reports(experiment / "reports")
+    return experiment
+
+
+def write_reports(folder):
+    folder.mkdir()
+    found = {"images": IMAGES, "images_without_proposals": 0, "objects": {"small": 0, "medium": 5, "large": 5}}
+    (folder / "metrics.json").write_text(json.dumps(found | metrics(edeconvnet_crf=0.6171)))
+    pairs = [(a, b, (5 if a == b else 1) * (a != "three")) for a in CLASSES for b in CLASSES]
+    sizes = [(name, np.nan, 0.5, 0.6) for name in SYSTEMS]
+    recall = {"boxes": [10, 100], "recall_iou_0.5": [0.5, 0.75], "recall_iou_0.7": [0.2, 0.4]}
+    crop_counts = {"class": CLASSES[1:], "objects": 5, "windows": [5, 7, 0], "used": [5, 7, 0], "examples": [9, 9, 0]}
+    curves = pd.DataFrame({"step": [2, 4], "lr": [0.1, 0.01], "loss": [2.0, 1.0], "held_out_loss": [2.0, 1.5]})
+    trained = curves.assign(held_out_accuracy=0.5, held_out_mean_iou=[0.1, 0.25])
+    reports = {
+        "per_class": per_class({"background": 0.9, "one": 0.4321, "two": 0.3}, CLASSES),
+        "confusion": pd.DataFrame(
+            [(system, *pair) for system in SYSTEMS for pair in pairs],
+            columns=["system", "truth", "predicted", "pixels"],
+        ),
+        "sizes": pd.DataFrame(sizes, columns=["system", "small", "medium", "large"]),
+        "boundary": boundary(), "growth": GROWTH, "proposals": pd.DataFrame(recall),
+        "crops_stage1": pd.DataFrame(crop_counts), "crops_stage2": pd.DataFrame(crop_counts),
+        "pretrain": curves[:0], "train_stage1": trained, "train_stage2": trained, "train_fcn": trained,
+    }  # fmt: skip
+    for name, table in reports.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+
+
+def make(*more: str) -> str:
+    options = {
+        "dataset": "data/dataset", "proposals": "data/proposals", "scores": "data/scores", "labels": "data/labels",
+        "images": "data/evaluation/images.parquet", "model": "data/models/deconvnet.pt", "reports": "reports",
+        "out": "reports/index.html",
+    }  # fmt: skip
+    report.main([word for name, value in options.items() for word in (f"--{name}", value)] + list(more))
+    return open("reports/index.html", encoding="utf-8").read()
+
+
+def test_the_page(world):
+    page = make("--pictures", "pictures")
+    assert page == make()  # the same bytes, always
+    tree = ElementTree.fromstring(page)  # well-formed, so that any parser agrees
+    words = re.sub("[ \n]+", " ", " ".join(tree.itertext()))
+    for text in ("61.7\N{NO-BREAK SPACE}%", "another data set", "nothing was pre-trained", "012345678"):
+        assert text in words
+    assert "test server" not in words  # there is nothing to compare
+    assert re.search(r"EDeconvNet\+CRF\s+61\.7", "".join(tree.itertext()))  # a name does not touch its number
+    # of the file's values: every system has 10 % on small objects and 20 % at boundaries
+    assert "small objects, EDeconvNet 10.0\N{NO-BREAK SPACE}% against DeconvNet's 10.0" in words
+
+    rows = [["".join(cell.itertext()).strip() for cell in row] for row in tree.iter("tr")]
+    assert ["System", "mean", *CLASSES] in rows
+    assert ["EDeconvNet+CRF", "61.7", "90.0", "43.2", "30.0", "–"] in rows
+    assert ["one", "13", "63", "13", "13"] in rows and ["three", "–", "–", "–", "–"] in rows  # confusions
+
+    pictures = list(tree.iter("img"))
+    # three charts a group (no pre-training), three examples of 6 cells, three steps twice, the input and 20 layers
+    assert len(pictures) == 3 + 3 + 3 + 3 * 6 + 3 * 2 + 1 + 20
+    for picture in pictures:
+        assert picture.get("src").startswith("data:image/") and len(picture.get("alt")) > 8
+    for element in tree.iter():
+        for name in ("src", "href", "srcset", "data", "action"):
+            outside = re.match(r"\w+://", element.get(name, ""))
+            assert not outside or (element.tag, name) == ("a", "href")
+    assert not list(tree.iter("script")) and "@import" not in page and "url(" not in page
+    anchors = {link.get("href")[1:] for link in tree.iter("a") if link.get("href").startswith("#")}
+    assert anchors == {section.get("id") for section in tree.iter("section")}
+    assert {path.name for path in (world / "pictures").iterdir()} == {"gallery.png", "growth.png"}
+
+
+def test_the_closing_line(world, capsys):
+    make()
+    assert capsys.readouterr().out == f"EDeconvNet+CRF 61.7 % mean IoU, report: {world / 'reports/index.html'}\n"
+
+
+def test_it_says_what_the_data_is(world):
+    distractors = "Shapes with the wrong texture are distractors; the truth labels them background."
+    drawn = make()
+    assert distractors in drawn and "a synthetic data set" in drawn
+    params = yaml.safe_load((world / "params.yaml").read_text())
+    for name in ("voc_trainval", "sbd"):
+        params["fetch"][name] = {"by": "stages/fetch.py", "file": f"data/{name}.tar", "addresses": ["own.tar"]}
+    (world / "params.yaml").write_text(yaml.safe_dump(params))
+    own = make()
+    assert distractors not in own and "a data set of 3 classes in VOC's layout" in own
+
+
+def test_images_that_were_trained_on_are_no_test(world):
+    params = yaml.safe_load((world / "params.yaml").read_text())
+    params["crops"]["split"] = "trainval_aug"
+    (world / "params.yaml").write_text(yaml.safe_dump(params))
+    assert "trained on, too" in make()
+
+
+@pytest.mark.parametrize("name, stage", [("metrics.json", "evaluate"), ("train_fcn.csv", "train_fcn")])
+def test_a_missing_report(world, name, stage):
+    (world / "reports" / name).unlink()
+    with pytest.raises(InputError, match=f"reports/{name}: missing; run `dvc repro {stage}`"):
+        make()
+
+
+def test_reports_of_other_classes(world):
+    table = pd.read_csv("reports/confusion.csv").replace("two", "dog")
+    table.to_csv("reports/confusion.csv", index=False)
+    with pytest.raises(InputError, match="reports/confusion.csv: .*dataset.classes.*dog"):
+        make()
+
+
+def test_images_of_another_data_set(world):
+    images = tables.read("data/evaluation/images.parquet").to_pandas().replace("2011_000002", "2007_000002")
+    tables.write("data/evaluation/images.parquet", pa.Table.from_pandas(images))
+    with pytest.raises(InputError, match="images.parquet: has 2007_000002, which data/dataset lacks"):
+        make()
