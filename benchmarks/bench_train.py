@@ -91,13 +91,14 @@ class PortData(torch.utils.data.Dataset):
     """One crop at a time: decode, pad, crop, resize, random crop, flip, normalise."""
 
     def __init__(self, rows, table, resized, size):
-        self.rows, self.table, self.resized, self.size = {row["image_id"]: row for row in rows}, table, resized, size
+        self.rows, self.crops = {row["image_id"]: row for row in rows}, table.to_dict("records")
+        self.resized, self.size = resized, size
 
     def __len__(self):
-        return len(self.table)
+        return len(self.crops)
 
     def __getitem__(self, index):
-        row = self.table.iloc[index]
+        row = self.crops[index]
         source = self.rows[row["image_id"]]
         image = T.to_image(Image.fromarray(decode_image(source["image"])))
         labels = torch.from_numpy(decode_mask(source["class_mask"]).copy())[None]
@@ -161,8 +162,9 @@ class Theirs:
         self.optimiser = torch.optim.SGD(self.net.parameters(), run.lr, run.momentum, weight_decay=run.weight_decay)
         data = PortData(rows, table, params.train.resized, size.input_size)
         self.loader = torch.utils.data.DataLoader(
-            data, run.batch, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
-        )
+            data, run.batch, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True,
+            multiprocessing_context="forkserver",  # a fork would inherit locks of pyarrow's and OpenMP's threads
+        )  # fmt: skip
         self.batches = iter(self.loader)
 
     def __call__(self, steps: int) -> None:

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
             f"{options.vgg16}: holds {len(LAYERS) - len(missing)} of {len(LAYERS)} layers; starting fresh: "
             f"{', '.join(missing) or 'none'}"
         )
-    made_from = origin.describe(
+    provenance = origin.describe(
         __file__, [options.dataset, options.crops], {"vgg16": options.vgg16},
         {
             "classes": classes, "convention": settings.convention, "resized": settings.resized, "flip": True,
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
         },
     )  # fmt: skip
     if not missing:
-        pass_on(net, state, {"classes": classes, "provenance": made_from}, options)
+        pass_on(net, state, {"classes": classes, "provenance": provenance}, options)
         return
 
     table = tables.read(options.crops).to_pandas()
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
         device=worker.device,
     )  # fmt: skip
     result = Trainer(
-        net, batches, settings.run, worker, made_from, options.checkpoints,
+        net, batches, settings.run, worker, provenance, options.checkpoints,
         watch=lambda curves: training.write_curves(options.curves, curves),
     ).train()  # fmt: skip
     if result:

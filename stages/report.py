@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> None:
         confusion=shown.row_shares(reports["confusion"], FINAL, classes), summary=shown.listed(shown.summary(metrics)),
         galleries=examples, columns=2 + len(galleries.SHOWN), growing=steps,
         layers=activations.layers(net, filled, classes, side) if galleries.object_share(filled) else [],
-        parameters=Path("params.yaml").read_text(encoding="utf-8"), code=about.get("code", ""),
+        parameters=Path("params.yaml").read_text(encoding="utf-8"), code=about.get("provenance", {}).get("code", ""),
     )  # fmt: skip
     with whole(options.out) as file:
         file.write_text(page, encoding="utf-8")

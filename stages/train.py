@@ -61,12 +61,12 @@ def main(arguments: list[str]) -> None:
         (net.encoder.size.input_size,) * 2, flip=flip, seed=settings.seed, fraction=settings.held_out,
         limit=settings.held_out_crops, device=worker.device,
     )  # fmt: skip
-    made_from = origin.describe(
+    provenance = origin.describe(
         __file__, [options.dataset, options.crops], {"init": options.init},
         {"stage": options.stage, "classes": classes, "resized": resized, "flip": flip},
     )  # fmt: skip
     result = Trainer(
-        net, batches, settings, worker, made_from, options.checkpoints,
+        net, batches, settings, worker, provenance, options.checkpoints,
         watch=lambda curves: training.write_curves(options.curves, curves),
     ).train()  # fmt: skip
     if result:

@@ -76,14 +76,14 @@ def main(arguments: list[str]) -> None:
             f"skip_scales: pool4 {net.skip_scales[0]:g}, pool3 {net.skip_scales[1]:g}, derived from activations of rms "
             f"{rms[0]:.4g} and {rms[1]:.4g}"
         )
-    made_from = origin.describe(
+    provenance = origin.describe(
         __file__, [options.dataset, options.crops], {"init": options.init},
         {
             "classes": classes, "canvas": settings.canvas, "flip": settings.flip, "skip_scales": settings.skip_scales,
         },
     )  # fmt: skip
     result = Trainer(
-        net, batches, settings.run, worker, made_from, options.checkpoints,
+        net, batches, settings.run, worker, provenance, options.checkpoints,
         watch=lambda curves: training.write_curves(options.curves, curves),
     ).train()  # fmt: skip
     if result:

@@ -2,11 +2,12 @@
 
 import importlib
 import re
-import subprocess
 from pathlib import Path
 
 import networkx
 import pytest
+
+from tests.pipeline import call, git
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/*.md")])
@@ -69,12 +70,11 @@ def test_tables_have_the_columns_that_the_document_names():
 
 def test_the_dag_is_dvc_s(tmp_path):
     """`dvc dag`, without the arrows that follow from others."""
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    subprocess.run(["dvc", "init", "-q"], cwd=tmp_path, check=True)
+    git(tmp_path, "init", "-q")
+    assert call(tmp_path, "dvc", "init", "-q").returncode == 0
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
-    shown = subprocess.run(["dvc", "dag", "--mermaid", "--collapse-foreach-matrix"], cwd=tmp_path, check=True,
-                           capture_output=True, text=True).stdout  # fmt: skip
+    shown = call(tmp_path, "dvc", "dag", "--mermaid", "--collapse-foreach-matrix").stdout
     names = dict(re.findall(r'(node\d+)\["(.*?)"\]', shown))
     graph = networkx.DiGraph([(names[a], names[b]) for a, b in re.findall(r"(node\d+)-->(node\d+)", shown)])
     drawn = set(re.findall(r"^    (\w+) --> (\w+)$", ARCHITECTURE, re.M))

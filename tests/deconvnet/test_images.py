@@ -2,12 +2,12 @@ import io
 
 import numpy as np
 import pytest
-from conftest import draw, jpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from deconvnet import images
+from tests.conftest import draw, jpeg
 
 
 def test_palette_is_vocs():

@@ -1,4 +1,4 @@
-"""The parts of training: loss, solver, schedule, statistics, skip scales, checkpoints, origin; and claim (d)."""
+"""The parts of training: loss, solver, schedule, statistics, skip scales, origin; and claim (d)."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,6 @@ from deconvnet.pixels import ImageStore
 from deconvnet.settings import Run, Size
 from deconvnet.training import origin
 from deconvnet.training.backgrounds import with_backgrounds
-from deconvnet.training.checkpoints import Checkpoints
 from deconvnet.training.devices import Worker, join
 from deconvnet.training.loop import COLUMNS, Trainer
 from deconvnet.training.metrics import confusion_matrix, loss_sum, pixel_loss, summary
@@ -228,80 +227,6 @@ def test_without_held_out_images_the_last_model_is_kept(tmp_path):
     assert result.best["deconv1_2.norm.running_mean"].abs().max() > 0  # estimated all the same
     with pytest.raises(ValueError, match="plateau needs validation, but held_out is 0"):
         run(held_out=0.0, drop_at="plateau")
-
-
-# Checkpoints
-
-
-def damage(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(content)
-
-
-def state(step, best=None):
-    return {"step": step, "best_file": best, "net": {"weight": torch.full((1000,), float(step))}}
-
-
-@pytest.mark.parametrize("harm", [damage, lambda path: path.write_bytes(path.read_bytes()[:500]),
-                                  lambda path: path.write_bytes(b""), lambda path: path.unlink()])  # fmt: skip
-def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, harm):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state(1))
-    checkpoints.save(state(2))
-    harm(tmp_path / "checkpoint.pt")
-    resumed = Checkpoints(tmp_path)
-    found, line = resumed.load()
-    assert found["step"] == 1 and "\n" not in line
-    assert ("checkpoint.pt: " in line and "continuing from previous.pt, after step 1" in line) or not line
-    resumed.save(state(2))  # the torn one must not take the place of the good one
-    assert Checkpoints(tmp_path).load()[0]["step"] == 2
-    harm(tmp_path / "checkpoint.pt")
-    assert Checkpoints(tmp_path).load()[0]["step"] == 1
-
-
-def test_no_checkpoint_that_holds_starts_afresh(tmp_path):
-    assert Checkpoints(tmp_path).load() == (None, "")
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state(1))
-    checkpoints.save(state(2))
-    damage(tmp_path / "checkpoint.pt")
-    (tmp_path / "previous.pt").write_bytes(b"junk")
-    found, line = Checkpoints(tmp_path).load()
-    assert found is None and line.endswith("starting afresh") and "\n" not in line
-
-
-def test_best_weights_count_through_a_checkpoint_alone(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    first = checkpoints.save_best(500, {"weight": torch.zeros(1)})
-    checkpoints.save(state(500, first))
-    second = checkpoints.save_best(1000, {"weight": torch.ones(1)})  # killed here: of a part of the run that is lost
-    resumed = Checkpoints(tmp_path)
-    found, _ = resumed.load()
-    assert first == "best-00000500.pt" and found["best_file"] == first
-    assert float(resumed.load_best(found["best_file"])["weight"]) == 0
-    resumed.save(state(1000, first))
-    assert (tmp_path / first).exists() and not (tmp_path / second).exists()
-
-
-def test_best_weights_stay_as_long_as_a_checkpoint_names_them(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    for step in (1, 2, 3):
-        checkpoints.save(state(step, checkpoints.save_best(step, {"weight": torch.full((1000,), float(step))})))
-    assert sorted(path.name for path in tmp_path.glob("best-*")) == ["best-00000002.pt", "best-00000003.pt"]
-    damage(tmp_path / "best-00000003.pt")
-    found, line = Checkpoints(tmp_path).load()
-    assert found["step"] == 2 and "best-00000003.pt: damaged" in line
-    checkpoints.finish(state(4, "best-00000002.pt"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-00000002.pt", "checkpoint.pt"]
-
-
-def test_checkpoints_need_no_hard_links(tmp_path, monkeypatch):
-    monkeypatch.delattr("os.link")
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state(1))
-    checkpoints.save(state(2))
-    assert torch.load(tmp_path / "previous.pt")["step"] == 1
 
 
 # Origin

@@ -3,13 +3,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import draw, jpeg, png
 from PIL import Image
 
 from deconvnet import crops, proposals, tables
 from deconvnet.errors import InputError
 from deconvnet.images import cut_window
 from stages import crops as stage
+from tests.conftest import draw, jpeg, png
 
 
 @pytest.fixture

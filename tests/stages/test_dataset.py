@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SBD, VOC, draw, jpeg, mat, png, tar
 from PIL import Image
 
 from deconvnet import provenance, tables
 from deconvnet.errors import InputError
 from stages import dataset
+from tests.conftest import SBD, VOC, draw, jpeg, mat, png, tar
 
 
 def build(folder, voc, sbd, out="out", test=None, order=1):

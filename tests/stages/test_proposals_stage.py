@@ -5,7 +5,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import draw, jpeg
 
 from deconvnet import tables
 from deconvnet.boxes import by_image
@@ -13,6 +12,7 @@ from deconvnet.errors import InputError
 from deconvnet.proposals import SCHEMA
 from experiment import params as parameters
 from stages import proposals
+from tests.conftest import draw, jpeg
 
 
 def scene():

@@ -59,7 +59,7 @@ def world(experiment):
     frame = pd.DataFrame(images, columns=["image_id", "system", "mean_iou", "pixel_accuracy"])
     tables.write("data/evaluation/images.parquet", pa.Table.from_pandas(frame))
     net = tiny_net()
-    files.save("data/models/deconvnet.pt", net.spec, net.state_dict(), {"code": "0123456789abcdef"})
+    files.save("data/models/deconvnet.pt", net.spec, net.state_dict(), {"provenance": {"code": "0123456789abcdef"}})
     write_reports(experiment / "reports")
     return experiment
 

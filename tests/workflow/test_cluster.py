@@ -65,7 +65,8 @@ def test_a_site_s_own_slurm_is_left_alone(alone):
 
 def profile(folder: Path, partition: str = "main", **changes) -> dict[str, str]:
     """The environment that selects the tracked profile, in haste and with `changes`."""
-    changed = PROFILE | {"slurm-init-seconds-before-status-checks": 1, "slurm-keep-successful-logs": True} | changes
+    changed = PROFILE | {"slurm-init-seconds-before-status-checks": 1, "slurm-keep-successful-logs": True}
+    changed |= {"quiet": ["host"]} | changes  # the tests read the jobs' numbers
     changed["default-resources"] = PROFILE["default-resources"] | {"slurm_partition": partition}
     changed["set-threads"] = PROFILE["set-threads"] | {"proposals_shard": 4, "train": 1}
     return write_profile(folder, changed)

@@ -99,6 +99,9 @@ def test_a_stage_lists_the_modules_that_it_runs_on_and_no_other(stage):
     used = {str(path.relative_to(REPOSITORY)) for entry in entries for path in provenance.closure(REPOSITORY / entry)}
     if "${root}/${item.by}" in DVC[stage]["deps"]:
         used -= entries
+    if "${root}/workflow/Snakefile" in DVC[stage]["deps"]:  # what the rules import of the library
+        rules = RULES[started(stage)[0]].read_text()
+        used |= {f"{name.replace('.', '/')}.py" for name in re.findall(r"^from (deconvnet\.\w+) import", rules, re.M)}
     assert deps == used | {str(path.relative_to(REPOSITORY)) for path in templates(used)}
 
 
@@ -253,14 +256,19 @@ OTHERS = {
 TIED = {"by", "splits", "split", "input_size"}  # keys that the check of the whole file holds to other sections
 
 
-def different(value, key: str = ""):
-    """Another value of the same kind, which is allowed where this one is."""
-    if key in TIED:
+def different(value, key: str = "", tied=TIED):
+    """Another value of the same kind, which is allowed where this one is; `tied` keys stay."""
+    if key in tied:
         return value
     if isinstance(value, dict):
-        return {name: different(each, name) for name, each in value.items()}
+        drawn = {
+            name: value[name] for name in ("seed", "shared_train", "shared_val") if "by" in value and name in value
+        }
+        return {
+            name: different(each, name, tied) for name, each in value.items()
+        } | drawn  # both archives have one seed
     if isinstance(value, list):
-        return [different(each) for each in value] or (["x"] if key == "addresses" else [1])
+        return [different(each, tied=tied) for each in value] or (["x"] if key == "addresses" else [1])
     if isinstance(value, bool):
         return not value
     if value is None:
@@ -269,7 +277,7 @@ def different(value, key: str = ""):
         if re.fullmatch(r"\de-\d", value):  # a number to YAML 1.2, text to YAML 1.1
             return f"{value}0"
         return OTHERS.get(value, f"{value}x")
-    return (2 * value or 1) if isinstance(value, int) else value / 2
+    return 2 * value or 1 if isinstance(value, int) or value >= 1 else value / 2
 
 
 def copy(source: Path, target: Path) -> None:

@@ -90,7 +90,8 @@ def test_a_comment_rebuilds_no_shard_and_a_parameter_all(world):
 
 @pytest.mark.parametrize("splits, said", [
     ("[nope]", 'params.yaml: infer.splits[0]: \'nope\' is not allowed; allowed: "train", "val", "test"'),
-    ("[test]", "data/dataset: no shard of test; run `dvc repro dataset`, or change infer.splits"),
+    ("[val, test]", "params.yaml: infer.splits: test is named, but fetch.voc_test has no address; give it one"),
+    ("[train]", "params.yaml: evaluate.split: val is not in infer.splits; add it there"),
 ])  # fmt: skip
 def test_bad_splits_stop_snakemake_with_one_line(world, splits, said):
     params = (world / "params.yaml").read_text()
@@ -142,7 +143,7 @@ def test_bad_parameters_stop_with_one_line(world):
     done = call(world, "dvc", "repro")
     (world / "params.yaml").write_text(params)
     assert done.returncode != 0
-    assert "error: params.yaml: crops.context: 0.5 is not allowed; allowed: a number 1 or more" in done.stderr
+    assert "error: params.yaml: crops.context: 0.5 is not allowed; allowed: a number from 1 to 10" in done.stderr
     assert "Traceback" not in done.stderr
     assert bytes_of(world / "data/dataset") == {
         k.relative_to("dataset"): v for k, v in before.items() if k.parts[0] == "dataset"

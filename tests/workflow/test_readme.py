@@ -1,14 +1,16 @@
 """README's own blocks, run literally and in order in one fresh shell."""
 
+import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from tests.pipeline import REPOSITORY, clone
+from deconvnet.systems import SYSTEMS
+from experiment.report.numbers import percent
+from tests.pipeline import REPOSITORY, clone, git
 
 README = (REPOSITORY / "README.md").read_text()
 ELSEWHERE = {"make demo\n"}  # .ci/run runs it
@@ -43,22 +45,15 @@ def test_the_blocks_of_the_readme(built, tmp_path):
     assert labels.size == (600, 480)
     found = {path.name for path in (world / "demo/predicted").iterdir()}
     assert found == {"photo.png", "photo_overlay.png", "photo.json"}
-    assert np.array_equal(np.asarray(labels), np.asarray(Image.open(world / "demo/predicted/photo.png")))
     assert re.search(r"params.yaml: every key is there", done.stdout)
     assert re.search(r"reports/mean_iou.json +mean_iou.edeconvnet +0\.\d+", done.stdout)
 
 
 def test_numbers_of_the_demo_are_the_committed_report_s():
-    """The README's table says what demo/reports says, rounded once."""
-    import json
-
-    from deconvnet.systems import SYSTEMS
-    from experiment.report.numbers import percent
-
-    metrics = json.loads((REPOSITORY / "demo/reports/metrics.json").read_text())
+    """The README's table says what demo/reports says, rounded once. A run here may have made other reports since."""
+    metrics = json.loads(git(REPOSITORY, "show", "HEAD:demo/reports/metrics.json"))
     rows = {line.split("|")[1].strip(): line for line in README.splitlines() if line.startswith("|")}
     for key, system in SYSTEMS.items():
         values = [percent(metrics[key][name]) for name in
                   ("mean_iou", "pixel_accuracy", "small", "medium", "large", "boundary")]  # fmt: skip
         assert [cell.strip() for cell in rows[system.name].split("|")[2:-1]] == values
-    assert Path(REPOSITORY / "docs/network.svg").exists()

@@ -23,7 +23,7 @@ def world(built, tmp_path_factory):
 
 @pytest.fixture
 def rwlock(world):
-    path = world.parent / ".dvc/tmp/rwlock"
+    path = world / ".dvc/tmp/rwlock"
     yield path
     path.unlink(missing_ok=True)
 
@@ -54,7 +54,7 @@ def test_a_lock_that_dvc_cannot_judge_is_named_and_may_be_removed(world, rwlock)
     rwlock.write_text(writes(world, os.getpid()))  # the dead run's number, given to another process since
     assert f"you can manually remove '{rwlock}'" in fails(world, "dvc", "repro", "crops_stage1")
     rwlock.write_text("")  # the disk was full
-    assert "Unable to read RWLock-file '../.dvc/tmp/rwlock'" in fails(world, "dvc", "repro", "crops_stage1")
+    assert "Unable to read RWLock-file '.dvc/tmp/rwlock'" in fails(world, "dvc", "repro", "crops_stage1")
     rwlock.unlink()
     assert UP_TO_DATE in repro(world, "crops_stage1")
 
@@ -99,7 +99,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_stage(built, world):
     (lacking,) = {path.name for path in (built / "data/proposals").iterdir()} - set(made)
     assert re.search(rf"error: data/proposals/{lacking}: .*No space left on device; nothing half-written is left", full)
     assert len(made) == 2
-    assert "proposals_shard        1" in again
+    assert len(re.findall(r"\.parquet: \d+ proposals for", again)) == 1
     assert bytes_of(world / "kept") == bytes_of(built / "data/proposals")
 
 
@@ -122,7 +122,7 @@ cp -r cache kept
 def test_a_cache_that_is_read_only_or_full(built, tmp_path):
     world = clone(built, tmp_path / "repository")
     (world / "cache").mkdir()
-    (world.parent / ".dvc/config.local").write_text(f"[cache]\n dir = {world}/cache\n")
+    (world / ".dvc/config.local").write_text(f"[cache]\n dir = {world}/cache\n")
     params = (world / "params.yaml").read_text()
     (world / "params.yaml").write_text(params.replace("context: 1.2", "context: 1.3"))
     shutil.rmtree(world / "data/scores/deconvnet")  # a read-only cache is good enough for what needs no writing

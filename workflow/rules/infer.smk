@@ -8,9 +8,7 @@ GROWTH = SYSTEM == GROWING
 
 def wanted(shard):
     proposals = (
-        None
-        if SYSTEMS[SYSTEM].net == "fcn"
-        else Path("data/proposals", shard.name)
+        None if SYSTEMS[SYSTEM].net == "fcn" else Path("data/proposals", shard.name)
     )
     return infer.fingerprint(shard, proposals, Path(MODEL), GROWTH, PARAMS)
 
