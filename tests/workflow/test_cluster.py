@@ -66,7 +66,8 @@ def test_a_site_s_own_slurm_is_left_alone(alone):
 def profile(folder: Path, partition: str = "main", **changes) -> dict[str, str]:
     """The environment that selects the tracked profile, in haste and with `changes`."""
     changed = PROFILE | {"slurm-init-seconds-before-status-checks": 1, "slurm-keep-successful-logs": True}
-    changed |= {"quiet": ["host"]} | changes  # the tests read the jobs' numbers
+    del changed["slurm-array-jobs"]  # the tests read the numbers of single jobs
+    changed |= {"quiet": ["host"]} | changes
     changed["default-resources"] = PROFILE["default-resources"] | {"slurm_partition": partition}
     changed["set-threads"] = PROFILE["set-threads"] | {"proposals_shard": 4, "train": 1}
     return write_profile(folder, changed)
@@ -135,6 +136,29 @@ def test_slurm_computes_the_same_bytes_whatever_happens_to_its_jobs(node, built,
     assert bytes_of(world / "data/proposals") == wanted
     assert len(worked(world, "proposals", "shard")) == 2
     assert subprocess.check_output(["git", "diff", "dvc.lock", "reports"], cwd=world) == b""
+
+    # the same as one array of jobs, which is what the profile asks for; Snakemake is as quiet as on one machine
+    for shard in shards[:2]:
+        shard.unlink()
+    settings = {name: PROFILE[name] for name in ("quiet", "slurm-array-jobs")}
+    done = call(world, *proposals, **profile(tmp_path / "array", **settings))
+    assert done.returncode == 0, done.stderr
+    assert bytes_of(world / "data/proposals") == wanted
+    assert len(worked(world, "proposals", "shard")) == 4
+    assert "Job stats" not in done.stdout + done.stderr
+
+    # a job that fails: what it said is shown
+    shards[0].unlink()
+    module = world.parent / "stages/proposals.py"
+    code = module.read_text()
+    module.write_text(
+        code.replace("    params = ", "    raise SystemExit('error: a job that fails')\n    params = ", 1)
+    )
+    done = call(world, *proposals, **profile(tmp_path / "failing", retries=0, quiet=PROFILE["quiet"]))
+    module.write_text(code)
+    assert done.returncode != 0
+    assert "error: a job that fails" in done.stderr, done.stderr
+    assert call(world, *proposals, **profile(tmp_path / "slurm")).returncode == 0
 
     # training, a GPU job, ended in its midst: submitted again, it goes on from its checkpoint
     for experiment in (world, local):
