@@ -4,7 +4,9 @@ There is no sampler state to save: a resumed run sees the batches that it would 
 """
 
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -46,12 +48,12 @@ class Batches:
     ):  # fmt: skip
         self.store, self.labels, self.resized, self.size = store, labels, resized, size
         self.flip, self.seed, self.device, self.whole_images = flip, seed, device, whole_images
-        self.fill = torch.tensor(fill, dtype=torch.float32) if any(fill) else None
+        self.fill = torch.tensor(fill, dtype=torch.float32, device=store.device) if any(fill) else None
         index = {name: number for number, name in enumerate(store.ids)}
-        self.images = torch.from_numpy(table["image_id"].map(index).to_numpy(np.int64, copy=True))
-        self.windows = torch.from_numpy(table[["x", "y", "side_x", "side_y"]].to_numpy(np.int64, copy=True))
-        self.instances = torch.from_numpy(table["instance"].to_numpy(np.int64, copy=True))
-        self.class_ids = torch.from_numpy(table["class_id"].to_numpy(np.int64, copy=True))
+        # int64 (N, 7): image, x, y, side_x, side_y, instance, class
+        columns = [table["image_id"].map(index)]
+        columns += [table[name] for name in ("x", "y", "side_x", "side_y", "instance", "class_id")]
+        self.table = torch.from_numpy(np.stack(columns, 1).astype(np.int64))
         kept = held_out(table["image_id"], fraction)
         rows = np.arange(len(table))
         self.train_rows = np.repeat(rows[~kept], table["copies"][~kept])
@@ -62,23 +64,23 @@ class Batches:
             raise InputError(
                 f"held_out {fraction:g} of {table['image_id'].nunique()} images leaves no crops to train or validate on"
             )
-        self._epoch, self._order = -1, None
+        self._epoch, self._order, self._lock = -1, None, threading.Lock()
 
     def train(self, step: int, batch: int, part: slice) -> tuple[Tensor, Tensor]:
         """Images (B, 3, h, w) and labels of a part of the `batch` crops of a step, both counted from 0."""
-        rows = np.array([self._row(number) for number in range(step * batch, (step + 1) * batch)])
+        with self._lock:  # several lanes ask at once
+            rows = np.array([self._row(number) for number in range(step * batch, (step + 1) * batch)])
         random = np.random.default_rng([self.seed, 2, step])
         spare = np.subtract(self.resized, self.size)[::-1] + 1  # x, y
         corners = random.integers(0, spare, (batch, 2))
         flips = (random.random(batch) < 0.5) & self.flip
         return self._make(rows[part], corners[part], flips[part])
 
-    def validation(self, micro_batch: int, rank: int, world: int):
-        """This rank's share of the held-out crops, centred and as they are, in batches."""
+    def validation(self, number: int, crops: int) -> tuple[Tensor, Tensor]:
+        """The held-out crops from `number` on, at most `crops` of them, centred and as they are."""
+        rows = self.validation_rows[number : number + crops]
         corner = np.subtract(self.resized, self.size)[::-1] // 2
-        for start in range(rank * micro_batch, len(self.validation_rows), world * micro_batch):
-            rows = self.validation_rows[start : start + micro_batch]
-            yield self._make(rows, np.tile(corner, (len(rows), 1)), np.zeros(len(rows), bool))
+        return self._make(rows, np.tile(corner, (len(rows), 1)), np.zeros(len(rows), bool))
 
     def _row(self, number: int) -> int:
         """The table's row of a run's crop `number`: every epoch is all rows by their copies, in an order of its own."""
@@ -89,17 +91,37 @@ class Batches:
         return self._order[place]
 
     def _make(self, rows: np.ndarray, corners: np.ndarray, flips: np.ndarray) -> tuple[Tensor, Tensor]:
-        rows = torch.from_numpy(rows)
-        pixels, images = self.store.select(self.images[rows])
-        at = pixels.colours.device
-        windows, mirrored = self.windows[rows].to(at), torch.from_numpy(flips).to(at)
+        # All that a batch is made from in one tensor, so that it takes one copy to a GPU.
+        drawn = torch.from_numpy(np.concatenate([corners, flips[:, None]], 1).astype(np.int64))
+        plan = torch.cat([self.table[torch.from_numpy(rows)], drawn], 1)  # (B, 10)
+        pixels, images = self.store.select(plan[:, 0])
+        plan[:, 0] = images
+        plan = _to(plan, pixels.colours.device)
+        images, windows, mirrored = plan[:, 0], plan[:, 1:5], plan[:, 9] > 0
         if self.whole_images:
-            windows[:, 0] = torch.where(mirrored, pixels.sizes[images, 1] - windows[:, 2], windows[:, 0])
-        images, labels = cut(
-            pixels, images, windows, self.resized, torch.from_numpy(corners).to(at), self.size, mirrored,
-            self.instances[rows].to(at) if self.labels == "instance" else None,
-            None if self.fill is None else self.fill.to(at),
+            x = torch.where(mirrored, pixels.sizes[images, 1] - windows[:, 2], windows[:, 0])
+            windows = torch.cat([x[:, None], windows[:, 1:]], 1)
+        crops, labels = cut(
+            pixels, images, windows, self.resized, plan[:, 7:9], self.size, mirrored,
+            plan[:, 5] if self.labels == "instance" else None, self.fill,
         )  # fmt: skip
-        if self.labels == "class":
-            labels = self.class_ids[rows]
-        return images.to(self.device), labels.to(self.device)
+        return _to(crops, self.device), _to(plan[:, 6] if self.labels == "class" else labels, self.device)
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; nobody waits for a copy to a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def ahead(items: Iterator, device: torch.device) -> Iterator:
+    """The items, for a GPU each made while the one before is worked on."""
+    if device.type != "cuda":
+        yield from items
+        return
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item

@@ -66,9 +66,9 @@ class ImageStore:
             )
 
     def select(self, images: Tensor) -> tuple[Pixels, Tensor]:
-        """Pixels that hold `images`, int64 (B,) indices into `ids`, and the indices of `images` in them."""
+        """Pixels that hold `images`, int64 (B,) indices into `ids` on the CPU, and the indices of `images` in them."""
         if self.pixels is not None:
-            return self.pixels, images.to(self.device)
+            return self.pixels, images
         unique, places = torch.unique(images, return_inverse=True)
         return self._decode(unique.tolist()), places
 

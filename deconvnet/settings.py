@@ -108,14 +108,15 @@ class Run:
 
     steps: Annotated[int, Range(1)] = 20_000  # R; P 6.1: about 20 K
     batch: Annotated[int, Range(1)] = 64  # crops per step over all devices: micro_batch x accumulation x devices; P 6.1
-    micro_batch: Annotated[int, Range(1)] = 32  # crops that a device computes at once; ours
+    micro_batch: Annotated[int, Range(1)] = 64  # crops that a device computes at once; ours
     batch_norm_crops: Annotated[int, Range(2)] | None = 8  # crops that batch norm sees at once; null: micro_batch; R
     lr: Annotated[float, Range(0)] = 0.01  # P 6.1
     warmup_steps: Annotated[int, Range(0)] = 0  # of a linear warm-up
-    drop_at: list[Annotated[int, Range(0)]] | Literal["plateau"] = (9000, 18000)  # R; plateau: held-out accuracy, P 6.1
+    # steps, R; plateau: of held-out accuracy, P 6.1; cosine: no drops, but a cosine down to 0
+    drop_at: list[Annotated[int, Range(0)]] | Literal["plateau", "cosine"] = (9000, 18000)
     held_out_crops: Annotated[int, Range(1)] = 2000  # at most, for validation; ours
     validate_every: Annotated[int, Range(1)] = 1000  # steps; ours
-    checkpoint_every: Annotated[int, Range(1)] = 500  # steps; ours
+    checkpoint_minutes: Annotated[float, Range(0)] = 10  # between checkpoints; ours
     momentum: Annotated[float, Range(0, 1)] = 0.9  # P 6.1
     weight_decay: Annotated[float, Range(0)] = 5e-4  # P 6.1
     drop: Annotated[float, Range(0, 1)] = 0.1  # factor of a drop of the learning rate; P 6.1

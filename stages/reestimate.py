@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from deconvnet import provenance, tables
 from deconvnet.batches import Batches
 from deconvnet.errors import InputError
@@ -11,6 +13,7 @@ from deconvnet.nets import files
 from deconvnet.nets.layers import batch_norms
 from deconvnet.pixels import ImageStore
 from deconvnet.training import devices, statistics
+from deconvnet.training.lanes import Lanes
 from experiment import params as parameters
 from experiment.cli import run
 
@@ -42,7 +45,9 @@ def main(arguments: list[str]) -> None:
         store, table, "scene", (resized,) * 2, (net.encoder.size.input_size,) * 2, flip=flip, seed=seed,
         fraction=0, limit=0, device=worker.device,
     )  # fmt: skip
-    statistics.reestimate(net.to(worker.device), batches, passes, crops, worker, precision, bar=True)
+    net.to(worker.device, memory_format=torch.channels_last)
+    lanes = Lanes(net, precision, worker.device, torch.get_num_threads())
+    statistics.reestimate(lanes, batches, passes, crops, worker, bar=True)
     if worker.rank == 0:
         state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
         reestimated = {

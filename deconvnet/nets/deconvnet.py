@@ -14,23 +14,13 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from deconvnet.nets.layers import Layer
-from deconvnet.nets.switches import unpool
+from deconvnet.kernels import unpool
+from deconvnet.nets.layers import FcDeconv, Layer
 from deconvnet.nets.vgg import VGG16
 from deconvnet.settings import Size
 
 # Channels of every 3x3 deconvolution in units of the width, from the 14x14 block (5) to the 224x224 block (1).
 BLOCKS = {5: (8, 8, 8), 4: (8, 8, 4), 3: (4, 4, 2), 2: (2, 1), 1: (1, 1)}
-
-
-class FcDeconv(nn.ConvTranspose2d):
-    """A transposed convolution on a 1x1 map: one matrix product, instead of the general kernel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, 1, 1) -> (B, out, k, k)."""
-        kernel = self.weight.flatten(1)  # (in, out*k*k)
-        out = (x.flatten(1) @ kernel.to(x.dtype)).unflatten(1, self.weight.shape[1:])  # (B, out, k, k)
-        return out + self.bias[:, None, None].to(x.dtype)
 
 
 class DeconvNet(nn.Module):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deconvnet.nets.layers import Dropout
 from deconvnet.nets.vgg import VGG16
 from deconvnet.settings import Size
 
@@ -39,7 +40,8 @@ class FCN(nn.Module):
             "skip_scales": list(skip_scales), "dropout": dropout,
         }  # fmt: skip
         self.encoder = VGG16(size, eps)
-        self.stride, self.skip_scales, self.dropout = stride, tuple(skip_scales), dropout
+        self.stride, self.skip_scales = stride, tuple(skip_scales)
+        self.dropout6, self.dropout7 = Dropout(dropout), Dropout(dropout)
         self.score_fc7 = nn.Conv2d(size.fc_width, classes, 1)
         self.score_pools, self.upsamplings = nn.ModuleList(), nn.ModuleList()
         for channels in (8 * size.width, 4 * size.width)[: {32: 0, 16: 1, 8: 2}[stride]]:  # pool4, pool3
@@ -68,8 +70,8 @@ class FCN(nn.Module):
         padding = 16 * kernel - 16 + self.stride // 2
         before = padding - 1  # conv1_1 pads by the last one itself
         pools = self.pools(F.pad(self.encoder.normalise(images), [before] * 4))
-        x = F.dropout(self.encoder.fc6(pools[4]), self.dropout, self.training)
-        x = F.dropout(self.encoder.fc7(x), self.dropout, self.training)
+        x = self.dropout6(self.encoder.fc6(pools[4]))
+        x = self.dropout7(self.encoder.fc7(x))
         x = self.score_fc7(x)  # (B, classes, H/32, W/32), about
         skips = zip(
             (pools[3], pools[2]), (kernel - 2, 2 * kernel - 5), self.skip_scales, self.score_pools, self.upsamplings,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from deconvnet.nets import switches
-from deconvnet.nets.layers import Layer
+from deconvnet import kernels
+from deconvnet.nets.layers import FcConv, Layer
 from deconvnet.settings import Size
 
 # Channels of every 3x3 convolution in units of the first one's, block by block; a 2x2 max pooling ends each block.
@@ -40,12 +40,13 @@ class VGG16(nn.Module):
         for name, multiple in zip(CONVS, [m for block in BLOCKS for m in block], strict=True):
             self.add_module(name, Layer(nn.Conv2d(channels, multiple * size.width, 3, padding=1), eps))
             channels = multiple * size.width
-        self.fc6 = Layer(nn.Conv2d(channels, size.fc_width, size.fc_kernel), eps)
-        self.fc7 = Layer(nn.Conv2d(size.fc_width, size.fc_width, 1), eps)
+        self.fc6 = Layer(FcConv(channels, size.fc_width, size.fc_kernel), eps)
+        self.fc7 = Layer(FcConv(size.fc_width, size.fc_width, 1), eps)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         self.register_buffer("mean", torch.empty(3))
         self.register_buffer("std", torch.empty(3))
         self.set_convention("imagenet1k_v1")
@@ -56,8 +57,9 @@ class VGG16(nn.Module):
             buffer.copy_(torch.tensor(values))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB, 0 to 255, any dtype -> the same shape, float32, as the weights expect it."""
-        return (images.float() - self.mean[:, None, None]) / self.std[:, None, None]
+        """(B, 3, H, W) RGB, 0 to 255, any dtype -> the same shape, as the weights expect it, in their type."""
+        images = (images.float() - self.mean[:, None, None]) / self.std[:, None, None]
+        return images.to(self.conv1_1.conv.weight.dtype, memory_format=torch.channels_last)
 
     def blocks(self, x: Tensor, pool: Callable) -> list:
         """(B, 3, H, W) normalised images -> what `pool` returns for the output of each of the five blocks.
@@ -74,7 +76,7 @@ class VGG16(nn.Module):
 
     def pools(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(B, 3, H, W) normalised images -> pool1 to pool5 with their switches; pool n is (B, C, H/2^n, W/2^n)."""
-        return self.blocks(x, switches.pool)
+        return self.blocks(x, kernels.max_pool)
 
 
 class Classifier(nn.Module):

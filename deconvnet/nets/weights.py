@@ -72,7 +72,7 @@ def load_encoder(encoder: VGG16, state: dict[str, Tensor], eps: float | None) ->
 
     eps: of the batch norm that `state` was learned with, None if without. Weights learned with batch norm go into a net
     without it by folding: in evaluation batch norm is a scale and a shift of each channel. Weights learned without it
-    go under the net's fresh batch norm, as in the release.
+    go under the net's fresh batch norm, as in the release, their biases left out: it would take them off.
     """
     wanted = encoder.state_dict()
     if eps is not None and not any(".norm." in name for name in wanted):
@@ -88,5 +88,5 @@ def _folded(state: dict[str, Tensor], eps: float) -> dict[str, Tensor]:
         norm = {key: state[f"{name}.norm.{key}"] for key in ("weight", "bias", "running_mean", "running_var")}
         scale = norm["weight"] / torch.sqrt(norm["running_var"] + eps)
         folded[f"{name}.conv.weight"] = state[f"{name}.conv.weight"] * scale[:, None, None, None]
-        folded[f"{name}.conv.bias"] = (state[f"{name}.conv.bias"] - norm["running_mean"]) * scale + norm["bias"]
+        folded[f"{name}.conv.bias"] = norm["bias"] - norm["running_mean"] * scale
     return folded

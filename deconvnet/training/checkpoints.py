@@ -10,6 +10,7 @@ is computed anew, are never taken for its own.
 
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ class Checkpoints:
         self.step: int | None = None  # of the checkpoint that this process wrote last
         self._names: dict[Path, str | None] = {}  # the best weights that each checkpoint names, as far as is known
         self.source = self.latest  # what `load` took
+        self._writer, self._writing = ThreadPoolExecutor(1), None
 
     def load(self) -> tuple[dict | None, str]:
         """The newest checkpoint that is whole, or None, and a line about damage, empty if there is none."""
@@ -57,7 +59,20 @@ class Checkpoints:
         return _read(self.folder / name)
 
     def save(self, state: dict) -> None:
-        """Write a checkpoint, keep the one before, and remove the best weights that neither names."""
+        """Write a checkpoint, keep the one before, and remove the best weights that neither names.
+
+        It is written in a thread; what `state` holds must not change any more.
+        """
+        self.wait()
+        self._writing = self._writer.submit(self._save, state)
+
+    def wait(self) -> None:
+        """Wait for what is being written, and raise its errors."""
+        if self._writing:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _save(self, state: dict) -> None:
         with whole(self.latest) as file:
             torch.save(state, file)
             if self.source == self.latest and self.latest.exists():
@@ -70,6 +85,7 @@ class Checkpoints:
 
     def save_best(self, step: int, state: dict) -> str:
         """Write the best weights, those after `step`; return the name for the next checkpoint."""
+        self.wait()  # it may remove files that it does not name
         path = self.folder / f"best-{step:08d}.pt"
         with whole(path) as file:
             torch.save(state, file)
@@ -78,12 +94,14 @@ class Checkpoints:
     def finish(self, state: dict) -> None:
         """Write the last checkpoint of a run; the one before is of no more use."""
         self.save(state)
+        self.wait()
         self.previous.unlink(missing_ok=True)
         self._names.pop(self.previous, None)
         self._remove_unnamed()
 
     def forget(self, step: int) -> None:
         """Restore the previous checkpoint if the one saved at `step` led to a loss that is not finite."""
+        self.wait()
         if self.step == step:
             if self.previous.exists():
                 os.replace(self.previous, self.latest)

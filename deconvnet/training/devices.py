@@ -4,7 +4,6 @@ Under `torchrun --nproc-per-node N` a batch is spread over N devices (NCCL; gloo
 among N, as many take part as it divides among, and the other processes end at once.
 """
 
-import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,11 +42,6 @@ class Worker:
         """Wait until every process has come here."""
         if self.world > 1:
             dist.barrier()
-
-    def autocast(self, precision: str) -> contextlib.AbstractContextManager:
-        """Arithmetic in bfloat16 where `precision` is bf16; in true float32, without TF32, where it is float32."""
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def join(usable: Callable[[int], int] = lambda processes: processes) -> Worker | None:

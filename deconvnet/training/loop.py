@@ -4,33 +4,34 @@ A run is a function of its settings and its data. What a step sees depends on (s
 weights, momentum, schedule and curves, but no random state; killed at any moment, the same call ends the same.
 """
 
+import copy
 import dataclasses
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from deconvnet import cost
-from deconvnet.batches import Batches
+from deconvnet import cost, kernels
+from deconvnet.batches import Batches, ahead
 from deconvnet.errors import InputError
 from deconvnet.nets import files
-from deconvnet.nets.layers import set_batch_norm_crops
+from deconvnet.nets.layers import set_batch_norm_crops, set_seeds
 from deconvnet.progress import progress
 from deconvnet.settings import Run
 from deconvnet.training import devices, origin
 from deconvnet.training.checkpoints import Checkpoints
 from deconvnet.training.devices import Worker
 from deconvnet.training.flops import flops_per_crop, peak_flops
-from deconvnet.training.metrics import confusion_matrix, loss_sum, pixel_loss, summary
-from deconvnet.training.optimiser import Schedule, set_learning_rate, sgd
+from deconvnet.training.lanes import Lane, Lanes
+from deconvnet.training.metrics import confusion_matrix, loss_sum, summary
+from deconvnet.training.optimiser import Optimiser, Schedule
 from deconvnet.training.statistics import CROPS, reestimate
 
 # Of the curves. Without held-out images the last three are empty.
@@ -72,19 +73,24 @@ class Trainer:
         self.provenance = origin.complete(provenance, run, net.spec)
         self.run, self.batches, self.worker, self.watch = run, batches, worker, watch
         self.checkpoints = Checkpoints(checkpoints)
-        self.accumulation = run.batch // (micro_batch * worker.world)
         self.net = net.to(worker.device, memory_format=torch.channels_last)
         set_batch_norm_crops(net, run.batch_norm_crops)
-        # Processes normalise with statistics of their own crops, as micro-batches do.
-        self.model = DistributedDataParallel(net, broadcast_buffers=False) if worker.world > 1 else net
-        self.forward = torch.compile(self.model) if run.compile else self.model
-        self.optimiser, self.schedule = sgd(net, run), Schedule(run)
+        self.optimiser, self.schedule = Optimiser(net, run, worker), Schedule(run)
+        # Crops that batch norm sees at once cannot be parted among lanes.
+        self.lanes = Lanes(net, run.precision, worker.device, micro_batch // (run.batch_norm_crops or micro_batch))
+        self.part = micro_batch // len(self.lanes.lanes)  # crops of a lane at once
+        if run.compile:
+            for lane in self.lanes.lanes:
+                lane.net.compile()
+        self.made: Iterator | None = None  # batches for a GPU, made ahead
         self.pending: list[Tensor] = []  # losses of steps that `_sync_losses` has not fetched yet
         self.losses: list[float] = []  # of the steps since the last row of the curves
         self.step, self.rows = 0, []
         self.best: dict[str, float] = {}  # metrics of the best weights
         self.best_file: str | None = None
-        self.signalled = self.terminated = False  # by SIGTERM: this process; all of them, agreed on in `_sync_losses`
+        self.signalled = False  # by SIGTERM, this process
+        self.terminated = self.due = False  # all processes: to end; to write a checkpoint. Agreed on in `_sync_losses`
+        self.saved_at = time.monotonic()
         # every step on a CPU, where it costs nothing; on a GPU it waits until the queue of kernels is empty
         self.sync_every = 1 if worker.device.type == "cpu" else 20
 
@@ -96,9 +102,10 @@ class Trainer:
         """
         run, worker = self.run, self.worker
         worker.say(
-            f"batch {run.batch} = {run.micro_batch} x {self.accumulation} accumulation x {worker.world} devices; "
-            f"batch norm over {run.batch_norm_crops or run.micro_batch}; {len(self.batches.train_rows)} crops "
-            f"an epoch, {len(self.batches.validation_rows)} held out; {worker.device}, {run.precision}"
+            f"batch {run.batch} = {self.part} x {len(self.lanes.lanes)} lanes x "
+            f"{run.batch // run.micro_batch // worker.world} accumulation x {worker.world} devices; batch norm over {run.batch_norm_crops or run.micro_batch}; "
+            f"{len(self.batches.train_rows)} crops an epoch, {len(self.batches.validation_rows)} held out; "
+            f"{worker.device}, {run.precision}"
         )
         self._resume()
         before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "signalled", True))
@@ -119,16 +126,14 @@ class Trainer:
         run, worker = self.run, self.worker
         begin, first, flops, peak = time.monotonic(), self.step, 0.0, 1.0
         if worker.rank == 0 and first < run.steps:
-            with worker.autocast(run.precision):
-                flops, peak = flops_per_crop(self.net, self.batches.size), peak_flops(worker.device, run.precision)
+            flops, peak = flops_per_crop(self.net, self.batches.size), peak_flops(worker.device, run.precision)
             worker.say(cost.needs(run, self.net, self.batches.size, worker.device, worker.world, peak))
         with progress(total=run.steps, initial=first, unit="step", disable=worker.rank > 0) as bar:
             while self.step < run.steps:
                 self._train_step()
                 self.step += 1
                 ends_row = self.step % run.validate_every == 0 or self.step == run.steps
-                saves = self.step % run.checkpoint_every == 0
-                if ends_row or saves or self.step % self.sync_every == 0:
+                if ends_row or self.step % self.sync_every == 0:
                     self._sync_losses()
                     rate = (self.step - first) * run.batch / (time.monotonic() - begin)
                     bar.set_postfix_str(
@@ -139,38 +144,54 @@ class Trainer:
                     bar.update(self.step - bar.n)
                 if ends_row:
                     self._end_row()
-                if saves or self.terminated:
+                if self.due:
                     self._save_checkpoint()
                 if self.terminated:
+                    self.checkpoints.wait()
                     worker.say(f"stopped by SIGTERM after step {self.step}; the same command continues")
                     devices.leave()
                     sys.exit(128 + signal.SIGTERM)
 
     def _train_step(self) -> None:
         run, worker = self.run, self.worker
-        set_learning_rate(self.optimiser, self.schedule.rate(self.step))
-        self.net.train()
+        parts = range(worker.rank * self.part, run.batch, worker.world * self.part)  # the first crop of each
+        lanes = len(self.lanes.lanes)
+        if self.made is None:
+            self.made = ahead(self._batches(parts), worker.device)
+        self.lanes.train()
         total = torch.zeros((), device=worker.device)
-        for index in range(self.accumulation):
-            start = (index * worker.world + worker.rank) * run.micro_batch
-            images, labels = self.batches.train(self.step, run.batch, slice(start, start + run.micro_batch))
-            # Dropout: a seed for each micro-batch, by its place in the run.
-            torch.manual_seed(((run.seed * 1_000_003 + self.step) * run.batch + start) % 2**63)
-            if worker.world > 1:
-                self.model.require_backward_grad_sync = index == self.accumulation - 1
-            with worker.autocast(run.precision):
-                loss = pixel_loss(self.forward(images), labels, run.batch_norm_crops)
-            (loss / self.accumulation).backward()
-            total += loss.detach() / self.accumulation
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for begin in range(0, len(parts), lanes):
+            for loss in self.lanes.map(self._train_part, parts[begin : begin + lanes]):
+                total += loss
+            for index, lane in enumerate(self.lanes.lanes):
+                self.optimiser.take(lane.gradients(), first=begin + index == 0)
+        self.optimiser.step(self.schedule.rate(self.step))
+        self.lanes.refresh()
         self.pending.append(total)
 
+    def _batches(self, parts: range) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(self.step, self.run.steps):
+            for start in parts:
+                yield self.batches.train(step, self.run.batch, slice(start, start + self.part))
+
+    def _train_part(self, lane: Lane, start: int) -> Tensor:
+        """Gradients of the crops from `start` on, into the lane; their part in the step's loss."""
+        run, first = self.run, self.step * self.run.batch + start
+        if self.worker.device.type == "cuda":
+            images, labels = next(self.made)
+        else:
+            images, labels = self.batches.train(self.step, run.batch, slice(start, start + self.part))
+        set_seeds(lane.net, [run.seed * 2**32 + crop for crop in range(first, first + self.part)])
+        loss = kernels.softmax_loss(lane.net(images), labels, run.batch_norm_crops) * (self.part / run.batch)
+        loss.backward()
+        return loss.detach()
+
     def _sync_losses(self) -> None:
-        """Fetch the losses since the last call; agree on them, and on SIGTERM, among the processes."""
-        values = torch.stack([*self.pending, torch.tensor(float(self.signalled), device=self.worker.device)])
-        *losses, terminated = (self.worker.sum(values) / self.worker.world).tolist()
-        self.terminated, self.pending = terminated > 0, []
+        """Fetch the losses since the last call; agree on them, on SIGTERM and on checkpoints, among the processes."""
+        due = self.worker.rank == 0 and time.monotonic() > self.saved_at + 60 * self.run.checkpoint_minutes
+        flags = torch.tensor([float(self.signalled), float(due)], device=self.worker.device)
+        *losses, terminated, due = self.worker.sum(torch.cat([torch.stack(self.pending), flags])).tolist()
+        self.terminated, self.due, self.pending = terminated > 0, due + terminated > 0, []
         for back, loss in zip(range(len(losses), 0, -1), losses, strict=True):
             if not math.isfinite(loss):
                 self._stop_at_loss(loss, self.step - back)
@@ -183,7 +204,7 @@ class Trainer:
         kept = f"{latest} stays" if latest.exists() else "no checkpoint"
         finite = self.losses or [row["loss"] for row in self.rows[-1:]]  # the mean of the curves' last row
         raise InputError(
-            f"loss is {loss} at step {step}, learning rate {self.optimiser.param_groups[0]['lr']:g}, last finite loss "
+            f"loss is {loss} at step {step}, learning rate {self.schedule.rate(step):g}, last finite loss "
             f"{f'{finite[-1]:.6g}' if finite else 'none'}; {kept}; "
             "lower lr or raise warmup_steps: with another value of either, training starts afresh"
         )
@@ -192,10 +213,10 @@ class Trainer:
         """A row of the curves; with held-out images their metrics and, where they are the best so far, the weights."""
         run, worker = self.run, self.worker
         loss = sum(self.losses) / len(self.losses)
-        row = {"step": self.step, "lr": self.optimiser.param_groups[0]["lr"], "loss": loss}
+        row = {"step": self.step, "lr": self.schedule.rate(self.step - 1), "loss": loss}
         validates = len(self.batches.validation_rows) > 0
         if validates or self.step == run.steps:
-            reestimate(self.net, self.batches, run.statistics_passes, CROPS, worker, run.precision)
+            reestimate(self.lanes, self.batches, run.statistics_passes, CROPS, worker)
         if validates:
             scores = self._validate()
             row |= {f"held_out_{name}": value for name, value in scores.items()}
@@ -203,7 +224,7 @@ class Trainer:
             if not self.best or scores["mean_iou"] > self.best["mean_iou"]:
                 self.best = scores | {"step": self.step}
                 if worker.rank == 0:
-                    self.best_file = self.checkpoints.save_best(self.step, self.net.state_dict())
+                    self.best_file = self.checkpoints.save_best(self.step, _copied(self.net.state_dict()))
         self.rows.append(row)
         self.losses = []
         if worker.rank == 0 and self.watch:
@@ -212,16 +233,20 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """loss, accuracy and mean_iou on the held-out crops."""
-        run, worker = self.run, self.worker
-        self.net.eval()
-        classes = self.net.spec["classes"]
+        worker, classes = self.worker, self.net.spec["classes"]
+        self.lanes.train(False)
+
+        def judge(lane: Lane, start: int) -> tuple[Tensor, Tensor]:
+            images, labels = self.batches.validation(start, self.part)
+            logits = lane.net(images)
+            return loss_sum(logits, labels), confusion_matrix(logits.argmax(1), labels, classes)
+
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=worker.device)
         losses = torch.zeros(2, dtype=torch.float64, device=worker.device)
-        for images, labels in self.batches.validation(run.micro_batch, worker.rank, worker.world):
-            with worker.autocast(run.precision):
-                logits = self.net(images)
-            losses += loss_sum(logits, labels)
-            confusion += confusion_matrix(logits.argmax(1), labels, classes)
+        starts = range(worker.rank * self.part, len(self.batches.validation_rows), worker.world * self.part)
+        for sums, counts in self.lanes.map(judge, starts):
+            losses += sums
+            confusion += counts
         total, pixels = worker.sum(losses).tolist()
         return {"loss": total / max(pixels, 1)} | summary(worker.sum(confusion))
 
@@ -229,12 +254,15 @@ class Trainer:
     STATE = ("step", "rows", "losses", "best", "best_file", "provenance")
 
     def _state(self) -> dict:
-        state = {name: getattr(self, name) for name in self.STATE}
-        return state | {"schedule": self.schedule.state(), "net": self.net.state_dict()}
+        state = {name: copy.copy(getattr(self, name)) for name in self.STATE}
+        return state | {"schedule": self.schedule.state(), "net": _copied(self.net.state_dict())}
 
     def _save_checkpoint(self) -> None:
+        """Copy all that a checkpoint holds; it is written beside the training."""
+        momentum = self.optimiser.momentum()
         if self.worker.rank == 0:
-            self.checkpoints.save(self._state() | {"optimiser": self.optimiser.state_dict()})
+            self.checkpoints.save(self._state() | {"momentum": momentum})
+        self.saved_at = time.monotonic()
 
     def _resume(self) -> None:
         saved, damage = self.checkpoints.load()
@@ -247,8 +275,9 @@ class Trainer:
             self.worker.say(f"{source}: of another run, which differs in {', '.join(differing)}: starting afresh")
             return
         files.load_state(self.net, saved["net"], source)
-        if "optimiser" in saved:  # else the run had come to its end
-            self.optimiser.load_state_dict(saved["optimiser"])
+        if "momentum" in saved:  # else the run had come to its end
+            self.optimiser.load_momentum(saved["momentum"])
+        self.lanes.refresh()
         self.schedule.load_state(saved["schedule"])
         for name in set(self.STATE) - {"provenance"}:
             setattr(self, name, saved[name])
@@ -261,7 +290,7 @@ class Trainer:
         # Kept, without the momentum: where DVC calls for the stage again and nothing that matters has changed (a
         # comment), the result is at hand.
         self.checkpoints.finish(self._state())
-        last = {name: tensor.cpu() for name, tensor in self.net.state_dict().items()}
+        last = _copied(self.net.state_dict())
         best = self.checkpoints.load_best(self.best_file) if self.best_file else last
         metrics = self.best or {"step": self.step}
         self.worker.say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
@@ -271,3 +300,8 @@ class Trainer:
 
     def _curves(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=COLUMNS)
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict on the CPU, in memory of its own."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}

@@ -1,33 +1,15 @@
-"""The training loss and the counts that held-out metrics come from, on tensors of any device."""
+"""The counts that held-out metrics come from, on tensors of any device."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from deconvnet import metrics
+from deconvnet import kernels, metrics
 from deconvnet.images import VOID
-
-
-def pixel_loss(logits: Tensor, labels: Tensor, crops: int | None = None) -> Tensor:
-    """Softmax loss of (B, C, ...) logits and (B, ...) labels: the mean over groups of `crops` of each group's mean.
-
-    A group's mean goes over its labels that are not void. The release normalises over its micro-batch of 8 crops; with
-    `crops` = 8 a larger micro-batch has the same loss. None: all of the batch is one group.
-    """
-    losses, counts = _per_crop(logits, labels)
-    crops = crops or len(labels)
-    return (losses.view(-1, crops).sum(1) / counts.view(-1, crops).sum(1).clamp(min=1)).mean()
 
 
 def loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """float64 (2,): the softmax loss added up over the labels that are not void, and their number."""
-    losses, counts = _per_crop(logits, labels)
-    return torch.stack([losses.double().sum(), counts.double().sum()])
-
-
-def _per_crop(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    losses = F.cross_entropy(logits.float(), labels.long(), ignore_index=VOID, reduction="none")  # (B, ...), void: 0
-    return losses.reshape(len(labels), -1).sum(1), (labels != VOID).reshape(len(labels), -1).sum(1)  # (B,), (B,)
+    return torch.stack([kernels.crop_losses(logits, labels).double().sum(), (labels != VOID).sum()])
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:

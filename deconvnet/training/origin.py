@@ -11,7 +11,7 @@ from deconvnet import provenance
 from deconvnet.settings import Run
 
 # How the work is laid out. It may change in mid-run.
-LAYOUT = ("memory_gb", "checkpoint_every", "compile")
+LAYOUT = ("memory_gb", "checkpoint_minutes", "compile")
 
 
 def describe(module: str | Path, tables: list[Path], files: dict[str, Path], settings: dict) -> dict:

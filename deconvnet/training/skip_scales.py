@@ -29,16 +29,16 @@ IMAGES = 20
 @torch.no_grad()
 def skip_rms(net: FCN, batches: Batches, worker: Worker) -> tuple[float, float]:
     """Root mean square of the activations of pool4 and pool3 over 20 whole training images, spread evenly over all."""
-    images = torch.unique(batches.images[batches.train_rows])
+    images = torch.unique(batches.table[batches.train_rows, 0])
     chosen = images[
         torch.from_numpy(np.linspace(0, len(images) - 1, min(IMAGES, len(images))).round().astype(np.int64))
     ]
     net.to(worker.device).eval()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     totals = torch.zeros(2, 2, dtype=torch.float64, device=worker.device)  # pool4, pool3; sum of squares, count
     for index in chosen.tolist():
         image = batches.store.scene(index)[None, ..., :3].permute(0, 3, 1, 2).to(worker.device)  # (1, 3, H, W)
-        with worker.autocast("float32"):
-            pools = net.pools(net.encoder.normalise(image))
+        pools = net.pools(net.encoder.normalise(image))
         for total, values in zip(totals, (pools[3], pools[2]), strict=True):
             total += torch.tensor([float(values.double().square().sum()), values.numel()], device=worker.device)
     pool4, pool3 = worker.from_first((totals[:, 0] / totals[:, 1]).sqrt()).tolist()

@@ -1,22 +1,19 @@
 """Batch norm's statistics, estimated from training crops: plain averages over many forward passes (R)."""
 
-from collections.abc import Iterable
-
 import torch
-from torch import nn
+from torch import Tensor
 
 from deconvnet.batches import Batches
 from deconvnet.nets.layers import batch_norms
 from deconvnet.progress import progress
 from deconvnet.training.devices import Worker
+from deconvnet.training.lanes import Lane, Lanes
 
 CROPS = 28  # per pass; R
 
 
 @torch.no_grad()
-def reestimate(
-    net: nn.Module, batches: Batches, passes: int, crops: int, worker: Worker, precision: str, bar: bool = False
-) -> None:
+def reestimate(lanes: Lanes, batches: Batches, passes: int, crops: int, worker: Worker, bar: bool = False) -> None:
     """Replace the mean and variance of every batch norm by their averages over `passes` batches of `crops`.
 
     The net is left in evaluation mode. In each pass batch norm normalises over all the crops. The variance is the
@@ -24,32 +21,42 @@ def reestimate(
     p of the training and is computed by process p % world, so the result depends on the number of devices by the
     rounding of float64 sums alone.
     """
-    net.eval()  # but for batch norm: no dropout
-    if not (layers := batch_norms(net)):
+    lanes.train(False)  # but for batch norm: no dropout
+    layers = [list(batch_norms(lane.net).values()) for lane in lanes.lanes]
+    if not layers[0]:
         return
-    sums = {name: torch.zeros(2, len(layer.weight), dtype=torch.float64, device=worker.device)
-            for name, layer in layers.items()}  # fmt: skip
-    groups = {name: layer.crops for name, layer in layers.items()}
-    hooks = []
-    for name, layer in layers.items():
+    groups = layers[0][0].crops
+    for layer in sum(layers, []):
         layer.crops = None
-
-        def add(_, inputs, total=sums[name]):
-            variance, mean = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
-            total += torch.stack([mean, variance])
-
-        hooks.append(layer.register_forward_pre_hook(add))
         layer.train()
-    numbers: Iterable[int] = range(worker.rank, passes, worker.world)
-    for number in progress(numbers, unit="pass", disable=not bar or worker.rank > 0):
-        images, _ = batches.train(number, crops, slice(None))
-        with worker.autocast(precision):
-            net(images)
-    for hook in hooks:
-        hook.remove()
-    for name, layer in layers.items():
-        layer.crops = groups[name]
-        mean, variance = worker.sum(sums[name]) / passes
+
+    def observe(lane: Lane, number: int) -> list[Tensor]:
+        """Mean and variance of every batch norm's input, float64 (2, C) each."""
+        found: dict[int, Tensor] = {}
+
+        def see(layer, inputs):
+            variance, mean = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
+            found[id(layer)] = torch.stack([mean, variance]).double()
+
+        norms = batch_norms(lane.net).values()
+        hooks = [layer.register_forward_pre_hook(see) for layer in norms]
+        lane.net(batches.train(number, crops, slice(None))[0])
+        for hook in hooks:
+            hook.remove()
+        return [found[id(layer)] for layer in norms]
+
+    sums = [torch.zeros(2, len(layer.weight), dtype=torch.float64, device=worker.device) for layer in layers[0]]
+    mine, many = list(range(worker.rank, passes, worker.world)), len(lanes.lanes)
+    with progress(total=len(mine), unit="pass", disable=not bar or worker.rank > 0) as shown:
+        for begin in range(0, len(mine), many):
+            for found in lanes.map(observe, mine[begin : begin + many]):
+                for total, values in zip(sums, found, strict=True):
+                    total += values
+                shown.update()
+    for layer, total in zip(layers[0], sums, strict=True):  # the lanes share these buffers
+        mean, variance = worker.sum(total) / passes
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(variance)
-    net.eval()
+    for layer in sum(layers, []):
+        layer.crops = groups
+    lanes.train(False)

@@ -12,7 +12,7 @@ from deconvnet.errors import InputError
 from deconvnet.nets import files
 from deconvnet.nets.deconvnet import DeconvNet, FcDeconv
 from deconvnet.nets.fcn import FCN, bilinear
-from deconvnet.nets.layers import BatchNorm
+from deconvnet.nets.layers import BatchNormReLU
 from deconvnet.nets.switches import corner_pool, corner_unpool
 from deconvnet.nets.vgg import CONVENTIONS, VGG16, Classifier
 from deconvnet.nets.weights import NAMES, encoder_state, load_encoder, read_vgg16
@@ -31,10 +31,10 @@ def test_deconvnet_has_the_papers_parameters():
         net = DeconvNet(PAPER, 21, 1e-9)
     assert parameters(net) == 251_805_653
     assert (
-        parameters(net.encoder) - sum(parameters(m) for m in net.encoder.modules() if isinstance(m, BatchNorm))
+        parameters(net.encoder) - sum(parameters(m) for m in net.encoder.modules() if isinstance(m, BatchNormReLU))
         == 134_260_544
     )
-    assert sum(parameters(m) for m in net.modules() if isinstance(m, BatchNorm)) == 33_408
+    assert sum(parameters(m) for m in net.modules() if isinstance(m, BatchNormReLU)) == 33_408
     assert net.to("meta")(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 21, 224, 224)
 
 
@@ -176,7 +176,7 @@ def test_fc_deconv_is_a_transposed_convolution():
 
 
 def test_batch_norm_over_groups_is_the_release_accumulation():
-    layer = BatchNorm(4)
+    layer = BatchNormReLU(4)
     layer.crops = 2
     x = torch.randn(6, 4, 3, 3)
     torch.testing.assert_close(layer(x), torch.cat([nn.BatchNorm2d(4)(part) for part in x.split(2)]))
@@ -247,7 +247,7 @@ def test_folding_batch_norm_keeps_the_function():
     torch.manual_seed(0)
     with_norm, without = VGG16(TINY, 1e-3).eval(), VGG16(TINY, None).eval()
     for module in with_norm.modules():
-        if isinstance(module, BatchNorm):
+        if isinstance(module, BatchNormReLU):
             for tensor in (module.weight, module.running_var):
                 torch.nn.init.uniform_(tensor, 0.5, 2)
             torch.nn.init.normal_(module.running_mean)

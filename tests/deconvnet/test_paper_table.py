@@ -6,7 +6,7 @@ from torch import nn
 
 from deconvnet.nets import deconvnet, switches
 from deconvnet.nets.deconvnet import DeconvNet
-from deconvnet.nets.layers import BatchNorm
+from deconvnet.nets.layers import BatchNormReLU
 from deconvnet.settings import FcnTraining, Run, Size, Training
 from deconvnet.training.optimiser import sgd
 
@@ -66,7 +66,7 @@ def traced(net, monkeypatch):
         conv = getattr(layer, "conv", layer)
 
         def after(_, inputs, output):
-            normed = isinstance(getattr(layer, "norm", None), BatchNorm)
+            normed = isinstance(getattr(layer, "norm", None), BatchNormReLU)
             relu = bool((output.min() >= 0).item()) if layer is not conv else False
             assert normed == relu == (layer is not conv)
             rows.append([name, conv.kernel_size[0], conv.stride[0], conv.padding[0], output.shape[1], output.shape[2],
@@ -124,7 +124,7 @@ def test_every_layer_is_the_releases(monkeypatch):
 def test_initial_values_are_the_releases():
     net = DeconvNet(Size(64, 64, 64), 21, 1e-9)
     for name, module in net.named_modules():
-        if isinstance(module, BatchNorm):
+        if isinstance(module, BatchNormReLU):
             assert module.eps == 1e-9 and (module.weight == 1).all() and (module.bias == 0.001).all(), name
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             assert (module.bias == 0).all(), name

@@ -12,7 +12,7 @@ from deconvnet.errors import InputError
 from deconvnet.images import VOID
 from deconvnet.nets.deconvnet import DeconvNet
 from deconvnet.nets.fcn import FCN
-from deconvnet.nets.layers import BatchNorm, batch_norms
+from deconvnet.nets.layers import BatchNormReLU, batch_norms
 from deconvnet.pixels import ImageStore
 from deconvnet.settings import Run, Size
 from deconvnet.training import origin
@@ -116,7 +116,7 @@ def test_plateau_drops_where_accuracy_stops_rising():
 
 
 def test_biases_learn_twice_as_fast_but_not_batch_norms():
-    net = nn.Sequential(nn.Conv2d(3, 3, 1), BatchNorm(3))
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), BatchNormReLU(3))
     groups = sgd(net, run()).param_groups
     assert [(group["lr_scale"], group["weight_decay"], len(group["params"])) for group in groups] == [
         (1, 5e-4, 3),

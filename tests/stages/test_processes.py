@@ -22,7 +22,7 @@ from tests.world import (
 
 # 32 = 8 x 4 accumulation, or x 2 on two processes; of 8 each takes 4. Batch norm and loss see groups of 4 in any case.
 GROUPED = {"batch": 32, "micro_batch": 8, "batch_norm_crops": 4, "steps": 2, "validate_every": 1, "warmup_steps": 0,
-           "drop_at": [], "statistics_passes": 5, "checkpoint_every": 1}  # fmt: skip
+           "drop_at": [], "statistics_passes": 5, "checkpoint_minutes": 0}  # fmt: skip
 
 
 def torchrun(processes, module, *line):

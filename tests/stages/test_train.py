@@ -15,8 +15,9 @@ from deconvnet.batches import Batches
 from deconvnet.errors import InputError
 from deconvnet.nets import files
 from deconvnet.nets.fcn import FCN
-from deconvnet.nets.layers import BatchNorm
+from deconvnet.nets.layers import BatchNormReLU
 from deconvnet.training.devices import Worker
+from deconvnet.training.lanes import Lanes
 from deconvnet.training.loop import Trainer
 from stages import pretrain, reestimate, train, train_fcn
 from tests.world import (
@@ -36,14 +37,16 @@ from tests.world import (
 
 def test_golden_losses(folder):
     """The first 20 losses stand in golden_losses.txt; `GOLDEN=write pytest tests/stages/test_train.py` renews them."""
-    write_params(folder, steps=20, validate_every=1, statistics_passes=1)
+    write_params(folder, steps=20, validate_every=1, statistics_passes=1, lr=0.005)
     train.main(["stage1", *arguments("a")])
     losses = pd.read_csv("a.csv")["loss"].tolist()
     golden = ROOT / "tests/stages/golden_losses.txt"
     if os.environ.get("GOLDEN") == "write":
         golden.write_text("".join(f"{loss:.6g}\n" for loss in losses))
-    # 1e-3: kernels differ among kinds of CPU; on one machine the losses are equal, which the next test holds
-    assert losses == pytest.approx([float(line) for line in golden.read_text().split()], rel=1e-3)
+    # Kernels differ among kinds of CPU, and training widens the difference: weights that are off by 1e-7 lead to losses
+    # that are off by 2e-3 after 20 steps. On one machine the losses are equal, which the next test holds.
+    expected = [float(line) for line in golden.read_text().split()]
+    assert losses[:10] == pytest.approx(expected[:10], rel=1e-3) and losses == pytest.approx(expected, rel=1e-2)
     assert losses[-1] < losses[0]
 
 
@@ -88,7 +91,9 @@ def test_a_killed_run_resumes_to_the_same_result(folder, kind, latest, capsys):
     assert killed.returncode == (-9 if kind == "SIGKILL" else 143), killed.stderr
     assert not (folder / "killed.pt").exists()
     train.main(["stage2", *arguments("killed")])
-    assert ("resuming after step" in capsys.readouterr().out) == (kind == "SIGTERM" or at >= RUN["checkpoint_every"])
+    assert ("resuming after step" in capsys.readouterr().out) == (
+        kind == "SIGTERM" or at > 2
+    )  # the first ones may be in the making
     for name in ("{}.pt", "{}-last.pt"):
         assert equal(weights(name.format("whole")), weights(name.format("killed"))), f"killed at step {at}"
     assert (folder / "whole.csv").read_bytes() == (folder / "killed.csv").read_bytes()
@@ -132,9 +137,9 @@ def test_pretrain_fcn_and_reestimate(folder, capsys):
 def test_reestimation_follows_trainings_flip_and_precision(folder, monkeypatch):
     train.main(["stage1", *arguments("s2")])
     flips, precisions = [], []
-    make, autocast = Batches._make, Worker.autocast
+    make, start = Batches._make, Lanes.__init__
     monkeypatch.setattr(Batches, "_make", lambda self, *rest: (flips.append(rest[2].any()), make(self, *rest))[1])
-    monkeypatch.setattr(Worker, "autocast", lambda self, kind: (precisions.append(kind), autocast(self, kind))[1])
+    monkeypatch.setattr(Lanes, "__init__", lambda self, *rest: (precisions.append(rest[1]), start(self, *rest))[1])
     reestimate.main(reestimation_arguments("a.pt"))
     assert any(flips) and set(precisions) == {"float32"}
     flips.clear(), precisions.clear()
@@ -162,7 +167,7 @@ def test_a_vgg16_file_is_passed_on(folder, convention):
     first = state["features.0.weight"]
     assert torch.equal(net.encoder.conv1_1.conv.weight, first.flip(1) if convention == "caffe_bgr" else first)
     assert float(net.encoder.mean[0]) == pytest.approx(123.68 if convention == "caffe_bgr" else 123.675)
-    assert isinstance(net.encoder.conv5_3.norm, BatchNorm)
+    assert isinstance(net.encoder.conv5_3.norm, BatchNormReLU)
     assert json.loads((folder / "e.json").read_text()) == {"held_out": {}} and len(pd.read_csv("e.csv")) == 0
 
 
@@ -179,22 +184,24 @@ def test_training_on_every_image(folder):
 def test_a_torn_checkpoint_costs_one_interval(folder, capsys):
     train.main(["stage2", *arguments("whole")])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_finish", lambda *_: None)  # as if killed after the last checkpoint
+        patch.setattr(
+            Trainer, "_finish", lambda self: self.checkpoints.wait()
+        )  # as if killed after the last checkpoint
         train.main(["stage2", *arguments("torn")])
     checkpoint = folder / "checkpoints/torn/checkpoint.pt"
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: len(content) // 2])
     train.main(["stage2", *arguments("torn")])
     out = capsys.readouterr().out
-    assert "checkpoint.pt: damaged" in out and "continuing from previous.pt, after step 3" in out
+    assert "checkpoint.pt: damaged" in out and "continuing from previous.pt, after step 7" in out
     assert equal(weights("whole.pt"), weights("torn.pt"))
     assert (folder / "whole.csv").read_bytes() == (folder / "torn.csv").read_bytes()
 
 
-@pytest.mark.parametrize(("every", "fails", "kept"), [(3, 5, 3), (1, 3, 2), (1, 1, None)])
-def test_nan_stops_and_keeps_the_last_good_checkpoint(folder, monkeypatch, every, fails, kept):
+@pytest.mark.parametrize(("fails", "kept"), [(3, 2), (1, None)])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(folder, monkeypatch, fails, kept):
     """A checkpoint whose weights gave no finite loss is not good: the one before takes its place."""
-    write_params(folder, checkpoint_every=every, drop_at=[], warmup_steps=0)
+    write_params(folder, checkpoint_minutes=0, drop_at=[], warmup_steps=0)
     whole = Batches.train
 
     def spoiled(self, step, *rest):
@@ -215,7 +222,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(folder, monkeypatch, every
 
 
 def test_a_learning_rate_that_is_too_high_stops(folder):
-    write_params(folder, checkpoint_every=1, warmup_steps=0, lr=1e30)
+    write_params(folder, checkpoint_minutes=0, warmup_steps=0, lr=1e30)
     with pytest.raises(InputError, match=r"loss is (nan|inf) at step 1, learning rate 1e\+30"):
         train.main(["stage1", *arguments("a")])
     assert not (folder / "checkpoints/a/checkpoint.pt").exists()
@@ -232,11 +239,13 @@ def test_out_of_memory_says_what_to_lower(folder, monkeypatch):
 
 def test_checkpoint_of_another_run_is_left_alone(folder, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_finish", lambda *_, **__: None)  # as if killed after the last checkpoint
+        patch.setattr(
+            Trainer, "_finish", lambda self: self.checkpoints.wait()
+        )  # as if killed after the last checkpoint
         train.main(["stage1", *arguments("a")])
-        write_params(folder, memory_gb=2, checkpoint_every=4)
+        write_params(folder, memory_gb=2, checkpoint_minutes=1)
         train.main(["stage1", *arguments("a")])
-    assert "resuming after step 6" in capsys.readouterr().out
+    assert "resuming after step 8" in capsys.readouterr().out
     write_params(folder, lr=0.01)
     train.main(["stage1", *arguments("a")])
     assert "of another run, which differs in run.lr: starting afresh" in capsys.readouterr().out
