@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from deconvnet import nets
+from deconvnet.kernels import softmax_loss as pixel_loss
 from deconvnet.nets.layers import set_batch_norm_crops
 from deconvnet.settings import Run
 from deconvnet.training.flops import flops_per_crop, peak_flops
-from deconvnet.kernels import softmax_loss as pixel_loss
 from deconvnet.training.statistics import CROPS
 
 WEIGHTS = 12  # bytes per parameter on the device: float32 weight, gradient, momentum

@@ -88,8 +88,8 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """2x2 max pooling with stride 2: (B, C, H, W) -> values and switches, both (B, C, H//2, W//2).
 
     A switch is one byte, the corner of its 2x2 window (0 1 / 2 3), or, where PyTorch's own pooling was taken, an int64
-    index into the map. Among equal values the first in reading order wins. An odd last row or column is left out, of the
-    map that an index counts in, too.
+    index into the map. Among equal values the first in reading order wins. An odd last row or column is left out, and
+    an index does not count it.
     """
     if x.shape[2] % 2 or x.shape[3] % 2:
         even = x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]

@@ -185,11 +185,11 @@ void pool(const T* x, int64_t rows, int64_t width, int64_t channels, T* y, uint8
       channelwise(channels, [=](int64_t i) {
         float v = load(a[i]), w = load(b[i]);
         uint32_t at = 0;
-        bool more = !(w <= v);  // a NaN wins, as in torch
+        bool more = (w > v) | (w != w);  // a NaN wins, as in torch
         v = more ? w : v, at = more ? 1 : at, w = load(c[i]);
-        more = !(w <= v);
+        more = (w > v) | (w != w);
         v = more ? w : v, at = more ? 2 : at, w = load(d[i]);
-        more = !(w <= v);
+        more = (w > v) | (w != w);
         v = more ? w : v, at = more ? 3 : at;
         store(best + i, v);
         place[i] = uint8_t(at);
@@ -298,7 +298,7 @@ void crop_losses(const T* logits, const uint8_t* labels, int64_t images, int64_t
       block.fill(logits + begin * classes, count, classes);
       for (int64_t p = 0; p < count; p++) {
         uint8_t label = labels[begin + p];
-        if (label != VOID) sum += std::log(block.total[p]) + block.most[p] - load(logits[(begin + p) * classes + label]);
+        if (label != VOID) sum += std::log(block.total[p]) + (block.most[p] - load(logits[(begin + p) * classes + label]));
       }
     }
     losses[n] = float(sum);

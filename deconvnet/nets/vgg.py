@@ -59,7 +59,7 @@ class VGG16(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB, 0 to 255, any dtype -> the same shape, as the weights expect it, in their type."""
         images = (images.float() - self.mean[:, None, None]) / self.std[:, None, None]
-        return images.to(self.conv1_1.conv.weight.dtype, memory_format=torch.channels_last)
+        return images.to(self.conv1_1.conv.weight.dtype)
 
     def blocks(self, x: Tensor, pool: Callable) -> list:
         """(B, 3, H, W) normalised images -> what `pool` returns for the output of each of the five blocks.

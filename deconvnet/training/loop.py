@@ -103,9 +103,9 @@ class Trainer:
         run, worker = self.run, self.worker
         worker.say(
             f"batch {run.batch} = {self.part} x {len(self.lanes.lanes)} lanes x "
-            f"{run.batch // run.micro_batch // worker.world} accumulation x {worker.world} devices; batch norm over {run.batch_norm_crops or run.micro_batch}; "
-            f"{len(self.batches.train_rows)} crops an epoch, {len(self.batches.validation_rows)} held out; "
-            f"{worker.device}, {run.precision}"
+            f"{run.batch // run.micro_batch // worker.world} accumulation x {worker.world} devices; "
+            f"batch norm over {run.batch_norm_crops or run.micro_batch}; {len(self.batches.train_rows)} crops an "
+            f"epoch, {len(self.batches.validation_rows)} held out; {worker.device}, {run.precision}"
         )
         self._resume()
         before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "signalled", True))

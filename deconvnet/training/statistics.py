@@ -16,7 +16,7 @@ CROPS = 28  # per pass; R
 def reestimate(lanes: Lanes, batches: Batches, passes: int, crops: int, worker: Worker, bar: bool = False) -> None:
     """Replace the mean and variance of every batch norm by their averages over `passes` batches of `crops`.
 
-    The net is left in evaluation mode. In each pass batch norm normalises over all the crops. The variance is the
+    The lanes are left in evaluation mode. In each pass batch norm normalises over all the crops. The variance is the
     biased one, divided by m, as the release averages it (its m / (m - 1) is a division of integers, 1). Pass p is batch
     p of the training and is computed by process p % world, so the result depends on the number of devices by the
     rounding of float64 sums alone.

@@ -124,7 +124,7 @@ def test_whole_images_lie_at_the_top_left_of_the_mean_colour(tmp_path, mirrored)
     )
     numbers = np.arange(6)
     crops, labels = source._make(numbers, np.zeros((6, 2), np.int64), np.full(6, mirrored))
-    for crop, label, number in zip(encoder.normalise(crops), labels, source.images[numbers].tolist(), strict=True):
+    for crop, label, number in zip(encoder.normalise(crops), labels, source.table[numbers, 0].tolist(), strict=True):
         row = rows[ids.index(store.ids[number])]
         height, width = row["classes"].shape
         picture, classes = row["pixels"], row["classes"]
@@ -207,7 +207,7 @@ def test_nothing_held_out(tmp_path):
     table = crop_table(write_dataset(tmp_path, images=4))
     store = ImageStore(tmp_path, set(table["image_id"]), 4, 1.0, CPU)
     source = Batches(store, table, "scene", (72, 72), (64, 64), True, 0, 0.0, 10, CPU)
-    assert len(source.train_rows) == table["copies"].sum() and list(source.validation(4, 0, 1)) == []
+    assert len(source.train_rows) == table["copies"].sum() and len(source.validation_rows) == 0
 
 
 def test_nothing_to_validate_on(tmp_path):

@@ -1,6 +1,8 @@
 """The kernels against PyTorch's own operations, forwards and backwards."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from deconvnet import kernels
 from deconvnet.images import VOID
 from deconvnet.kernels import cpu, plain
+from tests.world import ROOT
 
 TYPES = [torch.float32, torch.bfloat16]
 CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 2e-5}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
@@ -126,6 +129,14 @@ def test_nan_stays():
     logits[1, 2, 0, 0] = torch.nan
     losses = kernels.crop_losses(logits, torch.zeros(2, 4, 4, dtype=torch.uint8))
     assert losses[0].isfinite() and losses[1].isnan()
+
+
+def test_triton_kernels_in_its_interpreter():
+    """Equal to the C++ ones. Triton asks for the variable as it is imported, so this takes a process of its own."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "tests/deconvnet/interpreted.py"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "equal\n", done.stderr
 
 
 def test_shapes_on_the_meta_device():

@@ -10,10 +10,9 @@ from torch import nn
 
 from deconvnet.errors import InputError
 from deconvnet.nets import files
-from deconvnet.nets.deconvnet import DeconvNet, FcDeconv
+from deconvnet.nets.deconvnet import DeconvNet
 from deconvnet.nets.fcn import FCN, bilinear
-from deconvnet.nets.layers import BatchNormReLU
-from deconvnet.nets.switches import corner_pool, corner_unpool
+from deconvnet.nets.layers import BatchNormReLU, Dropout, FcConv, FcDeconv, set_seeds
 from deconvnet.nets.vgg import CONVENTIONS, VGG16, Classifier
 from deconvnet.nets.weights import NAMES, encoder_state, load_encoder, read_vgg16
 from deconvnet.settings import Size
@@ -29,12 +28,12 @@ def parameters(net):
 def test_deconvnet_has_the_papers_parameters():
     with torch.device("meta"):
         net = DeconvNet(PAPER, 21, 1e-9)
-    assert parameters(net) == 251_805_653
-    assert (
-        parameters(net.encoder) - sum(parameters(m) for m in net.encoder.modules() if isinstance(m, BatchNormReLU))
-        == 134_260_544
-    )
-    assert sum(parameters(m) for m in net.modules() if isinstance(m, BatchNormReLU)) == 33_408
+    norms = [module for module in net.modules() if isinstance(module, BatchNormReLU)]
+    biases = sum(len(norm.weight) for norm in norms)  # the release has them, without effect
+    assert parameters(net) == 251_805_653 - biases and biases == 16_704
+    assert sum(map(parameters, norms)) == 33_408
+    with torch.device("meta"):
+        assert parameters(VGG16(PAPER, None)) == 134_260_544
     assert net.to("meta")(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 21, 224, 224)
 
 
@@ -148,40 +147,39 @@ def test_bilinear_filter_interpolates():
     torch.testing.assert_close(up.diff(), torch.full((11,), 0.25))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_switches_equal_torch_with_gradients_and_ties(layout, dtype):
-    torch.manual_seed(0)
-    x = torch.randint(-2, 3, (3, 5, 8, 12)).relu().to(dtype).contiguous(memory_format=layout)  # mostly ties
-    weight, inner = torch.randn(3, 5, 8, 12).to(dtype), torch.randn(3, 5, 4, 6).to(dtype)
-    results = []
-    for ours in (False, True):
-        leaf, middle = x.clone().requires_grad_(), inner.clone().requires_grad_()
-        if ours:
-            pooled, switches = corner_pool(leaf)
-            out = corner_unpool(middle * pooled, switches)
-        else:
-            pooled, switches = F.max_pool2d(leaf, 2, return_indices=True)
-            out = F.max_unpool2d(middle * pooled, switches, 2)
-        (out * weight).sum().backward()
-        results.append((pooled, out, leaf.grad, middle.grad))
-    for expected, found in zip(*results, strict=True):
-        assert torch.equal(expected, found)
-
-
 def test_fc_deconv_is_a_transposed_convolution():
     layer = FcDeconv(6, 4, 7)
     x = torch.randn(3, 6, 1, 1)
     torch.testing.assert_close(layer(x), F.conv_transpose2d(x, layer.weight, layer.bias))
 
 
+@pytest.mark.parametrize("side", [7, 9])
+def test_fc_conv_is_a_convolution(side):
+    layer = FcConv(4, 6, 7).to(memory_format=torch.channels_last)
+    x = torch.randn(3, 4, side, side).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias))
+
+
+def test_dropout_of_a_crop_depends_on_its_seed_alone():
+    net = nn.ModuleList([Dropout(0.25), Dropout(0.25)])
+    x = torch.ones(4, 50, 3, 3)
+    set_seeds(net, [5, 6, 7, 5])
+    first, second = net[0](x), net[1](x)
+    assert torch.equal(first[0], first[3]) and not torch.equal(first[0], first[1]) and not torch.equal(first, second)
+    assert first.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float((first == 0).float().mean()) == pytest.approx(0.25, abs=0.05)
+    set_seeds(net, [7])
+    assert torch.equal(net[0](x[:1])[0], first[2])
+    assert torch.equal(net.eval()[0](x), x)
+
+
 def test_batch_norm_over_groups_is_the_release_accumulation():
     layer = BatchNormReLU(4)
     layer.crops = 2
     x = torch.randn(6, 4, 3, 3)
-    torch.testing.assert_close(layer(x), torch.cat([nn.BatchNorm2d(4)(part) for part in x.split(2)]))
+    torch.testing.assert_close(layer(x), torch.cat([nn.BatchNorm2d(4)(part) for part in x.split(2)]).relu())
     layer.crops = None
-    torch.testing.assert_close(layer(x), nn.BatchNorm2d(4)(x))
+    torch.testing.assert_close(layer(x), nn.BatchNorm2d(4)(x).relu())
     assert torch.equal(layer.running_mean, torch.zeros(4)) and torch.equal(layer.running_var, torch.ones(4))
 
 

@@ -1,5 +1,6 @@
 """The parts of training: loss, solver, schedule, statistics, skip scales, origin; and claim (d)."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from deconvnet.errors import InputError
 from deconvnet.images import VOID
+from deconvnet.kernels import softmax_loss
 from deconvnet.nets.deconvnet import DeconvNet
 from deconvnet.nets.fcn import FCN
 from deconvnet.nets.layers import BatchNormReLU, batch_norms
@@ -18,9 +20,10 @@ from deconvnet.settings import Run, Size
 from deconvnet.training import origin
 from deconvnet.training.backgrounds import with_backgrounds
 from deconvnet.training.devices import Worker, join
+from deconvnet.training.lanes import Lanes
 from deconvnet.training.loop import COLUMNS, Trainer
-from deconvnet.training.metrics import confusion_matrix, loss_sum, pixel_loss, summary
-from deconvnet.training.optimiser import Schedule, sgd
+from deconvnet.training.metrics import confusion_matrix, loss_sum, summary
+from deconvnet.training.optimiser import Optimiser, Schedule
 from deconvnet.training.skip_scales import CAFFE_RMS, PUBLISHED, derive, skip_rms
 from deconvnet.training.statistics import reestimate
 from tests.world import CPU, RUN, SIZE, crop_batches, crop_table, write_dataset
@@ -40,6 +43,10 @@ def run(**changes):
     return Run(**RUN | changes)
 
 
+def estimate(net, batches, passes, crops, worker=WORKER):
+    reestimate(Lanes(net, "float32", CPU, 1), batches, passes, crops, worker)
+
+
 # Loss and metrics
 
 
@@ -49,13 +56,13 @@ def test_the_loss_is_the_mean_of_the_groups_means():
     labels[0] = VOID
     labels[2:4, :3] = VOID
     groups = [F.cross_entropy(logits[i : i + 2], labels[i : i + 2].long(), ignore_index=VOID) for i in (0, 2, 4)]
-    torch.testing.assert_close(pixel_loss(logits, labels, 2), sum(groups) / 3)
-    torch.testing.assert_close(pixel_loss(logits, labels), F.cross_entropy(logits, labels.long(), ignore_index=VOID))
+    torch.testing.assert_close(softmax_loss(logits, labels, 2), sum(groups) / 3)
+    torch.testing.assert_close(softmax_loss(logits, labels), F.cross_entropy(logits, labels.long(), ignore_index=VOID))
     total, count = loss_sum(logits, labels)
     assert int(count) == int((labels != VOID).sum())
     torch.testing.assert_close(total / count, F.cross_entropy(logits.double(), labels.long(), ignore_index=VOID),
                                rtol=1e-5, atol=0)  # fmt: skip
-    assert pixel_loss(logits, torch.full_like(labels, VOID), 2) == 0
+    assert softmax_loss(logits, torch.full_like(labels, VOID), 2) == 0
 
 
 def test_one_step_is_the_same_for_every_micro_batch(tmp_path):
@@ -117,11 +124,40 @@ def test_plateau_drops_where_accuracy_stops_rising():
 
 def test_biases_learn_twice_as_fast_but_not_batch_norms():
     net = nn.Sequential(nn.Conv2d(3, 3, 1), BatchNormReLU(3))
-    groups = sgd(net, run()).param_groups
-    assert [(group["lr_scale"], group["weight_decay"], len(group["params"])) for group in groups] == [
-        (1, 5e-4, 3),
-        (2, 0, 1),
-    ]
+    groups = Optimiser(net, run(), WORKER).sgd.param_groups
+    sizes = [(group["lr_scale"], group["weight_decay"], group["params"][0].numel()) for group in groups]
+    assert sizes == [(1, 5e-4, 9 + 3 + 3), (2, 0, 3)]
+    assert torch.equal(groups[1]["params"][0], net[0].bias)  # a view of it
+
+
+def test_a_step_of_the_optimiser_is_that_of_sgd():
+    """Against torch's SGD on the parameters themselves, over three steps, with momentum that was saved and loaded."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), BatchNormReLU(5), nn.Conv2d(5, 2, 1))
+    twin = copy.deepcopy(net)
+    biases, settings = [twin[0].bias, twin[2].bias], run(weight_decay=0.1)
+    rest = [twin[0].weight, *twin[1].parameters(), twin[2].weight]
+    groups = [{"params": rest}, {"params": biases, "lr": 0.2, "weight_decay": 0.0}]
+    theirs = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.1)
+    ours = Optimiser(net.to(memory_format=torch.channels_last), settings, WORKER)
+    for _ in range(3):
+        gradients = [torch.randn_like(parameter) for parameter in net.parameters()]
+        ours.take([gradient / 4 for gradient in gradients], first=True)
+        ours.take([gradient * 3 / 4 for gradient in gradients], first=False)
+        ours.step(0.1)
+        for parameter, gradient in zip(twin.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        theirs.step()
+        for one, other in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(one, other)
+        momentum, ours = ours.momentum(), Optimiser(net, settings, WORKER)
+        ours.load_momentum(momentum)
+
+
+def test_cosine_schedule():
+    schedule = Schedule(run(drop_at="cosine", steps=8, warmup_steps=1, lr=0.1))
+    rates = [schedule.rate(step) for step in (0, 2, 4, 8)]
+    assert rates == pytest.approx([0.05, 0.1 * (1 + math.sqrt(0.5)) / 2, 0.05, 0])
 
 
 @pytest.mark.parametrize("batch, micro_batch, groups, available, used, wanted", [
@@ -137,10 +173,11 @@ def test_a_batch_is_spread_over_as_many_devices_as_divide_it(batch, micro_batch,
 
 @pytest.mark.parametrize("precision, allowed", [("float32", False), ("bf16", True)])
 def test_float32_is_not_tf32(precision, allowed):
-    with WORKER.autocast(precision):
-        assert torch.backends.cuda.matmul.allow_tf32 is allowed and torch.backends.cudnn.allow_tf32 is allowed
-        product = torch.randn(4, 4) @ torch.randn(4, 4)
-    assert product.dtype == (torch.bfloat16 if allowed else torch.float32)
+    lanes = Lanes(FCN(Size(**SIZE), 4, 1e-5), precision, CPU, 1)
+    assert torch.backends.cuda.matmul.allow_tf32 is allowed and torch.backends.cudnn.allow_tf32 is allowed
+    net = lanes.lanes[0].net
+    assert net(torch.zeros(2, 3, 64, 64)).dtype == (torch.bfloat16 if allowed else torch.float32)
+    assert net.encoder.conv1_1.norm.weight.dtype == torch.float32
 
 
 # Statistics
@@ -151,7 +188,7 @@ def test_reestimated_statistics_are_plain_averages(tmp_path):
     net = DeconvNet(Size(**SIZE), 4, 1e-5)
     for layer in batch_norms(net).values():
         layer.crops = 2
-    reestimate(net, batches, 5, 6, WORKER, "float32")
+    estimate(net, batches, 5, 6)
     first = net.encoder.conv1_1
     with torch.no_grad():
         maps = [first.conv(net.encoder.normalise(batches.train(step, 6, slice(None))[0])) for step in range(5)]
@@ -159,14 +196,49 @@ def test_reestimated_statistics_are_plain_averages(tmp_path):
     # the release divides by m: its m / (m - 1) is a division of integers
     variances = torch.stack([m.var((0, 2, 3), correction=0) for m in maps])
     torch.testing.assert_close(first.norm.running_var, variances.mean(0))
-    assert not net.training and all(layer.crops == 2 for layer in batch_norms(net).values())
     # at fc6, of a 1x1 map, m is 6: 6 / 5 would show
     seen = []
-    hook = net.encoder.fc6.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    reestimate(net, batches, 5, 6, WORKER, "float32")
+    lanes = Lanes(net, "float32", CPU, 1)
+    mine = lanes.lanes[0].net
+    hook = mine.encoder.fc6.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    reestimate(lanes, batches, 5, 6, WORKER)
     hook.remove()
+    assert not mine.training and all(layer.crops == 2 for layer in batch_norms(mine).values())
     expected = torch.stack([x.detach().var((0, 2, 3), correction=0) for x in seen]).mean(0)
     torch.testing.assert_close(net.encoder.fc6.norm.running_var, expected)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_lanes_change_nothing(tmp_path, count):
+    """Statistics, a step's loss and values in as many lanes as there are groups, and in one."""
+    batches, found = crop_batches(tmp_path, fraction=0), []
+    for threads in (1, count):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        net = DeconvNet(Size(**SIZE), 4, 1e-5)
+        settings = run(batch=24, micro_batch=4 * count, batch_norm_crops=4, steps=1, warmup_steps=0, held_out=0.0)
+        trainer = Trainer(net, batches, settings, WORKER, {}, tmp_path / str(threads))
+        assert len(trainer.lanes.lanes) == threads and torch.get_num_threads() == 1
+        trainer._train_step()
+        reestimate(trainer.lanes, batches, 5, 6, WORKER)
+        found.append({name: tensor.clone() for name, tensor in net.state_dict().items()} | {"loss": trainer.pending[0]})
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=2e-4, atol=2e-5, msg=lambda m, at=name: f"{at}: {m}")
+
+
+def test_an_error_in_a_lane_is_raised():
+    torch.set_num_threads(2)
+    lanes = Lanes(DeconvNet(Size(**SIZE), 4, 1e-5), "bf16", CPU, 2)
+
+    def work(lane, item):
+        if item == 3:
+            raise ValueError("item 3")
+        return item, torch.is_grad_enabled()
+
+    with torch.no_grad():
+        assert lanes.map(work, range(3)) == [(0, False), (1, False), (2, False)]
+    with pytest.raises(ValueError, match="item 3"):
+        lanes.map(work, range(4))
 
 
 def test_statistics_are_estimated_without_dropout(tmp_path):
@@ -175,7 +247,7 @@ def test_statistics_are_estimated_without_dropout(tmp_path):
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        reestimate(net, batches, 2, 4, WORKER, "float32")
+        estimate(net, batches, 2, 4, WORKER)
         found.append(net.encoder.fc7.norm.running_mean.clone())
     assert torch.equal(*found) and found[0].abs().max() > 0
 
@@ -186,7 +258,7 @@ def test_processes_share_the_passes(tmp_path):
     torch.manual_seed(0)
     net = DeconvNet(Size(**SIZE), 4, 1e-5)
     layer = net.deconv3_1.norm
-    reestimate(net, batches, 5, 6, WORKER, "float32")
+    estimate(net, batches, 5, 6, WORKER)
     expected = layer.running_mean.clone()
 
     class Part(Worker):
@@ -195,7 +267,7 @@ def test_processes_share_the_passes(tmp_path):
 
     total = 0
     for rank in range(3):
-        reestimate(net, batches, 5, 6, Part(CPU, rank, 3), "float32")
+        estimate(net, batches, 5, 6, Part(CPU, rank, 3))
         total = total + layer.running_mean
     torch.testing.assert_close(total, expected)
 
@@ -207,11 +279,11 @@ def test_validation_sees_fresh_statistics_and_the_model_has_them(tmp_path):
     result = Trainer(net, batches, run(steps=4, validate_every=4), WORKER, {}, tmp_path / "checkpoints").train()
     again = DeconvNet(Size(**SIZE), 4, 1e-5)
     again.load_state_dict(result.best)
-    reestimate(again, batches, RUN["statistics_passes"], 28, WORKER, "float32")
+    estimate(again, batches, RUN["statistics_passes"], 28, WORKER)
     torch.testing.assert_close(again.deconv1_2.norm.running_var, result.best["deconv1_2.norm.running_var"])
     with torch.no_grad():
-        pairs = [(again(images).argmax(1), labels) for images, labels in batches.validation(4, 0, 1)]
-    matrix = sum(confusion_matrix(predicted, labels, 4) for predicted, labels in pairs)
+        images, labels = batches.validation(0, 100)
+        matrix = confusion_matrix(again.eval()(images).argmax(1), labels, 4)
     assert result.metrics["mean_iou"] == pytest.approx(summary(matrix)["mean_iou"])
 
 
@@ -236,7 +308,7 @@ def test_what_may_change_in_mid_run():
     def made(**changes):
         return origin.complete({"code": "a", "settings": {"canvas": (4, 5)}}, run(**changes), {"kind": "fcn"})
 
-    assert origin.differences(made(), made(memory_gb=2.0, checkpoint_every=9, compile=True)) == []
+    assert origin.differences(made(), made(memory_gb=2.0, checkpoint_minutes=9, compile=True)) == []
     assert origin.differences(made(), made(micro_batch=2)) == ["run.micro_batch"]
     assert origin.differences(made(batch_norm_crops=2), made(batch_norm_crops=2, micro_batch=2)) == []
     assert origin.differences(made(), made(lr=1.0, precision="bf16")) == ["run.lr", "run.precision"]
@@ -294,7 +366,7 @@ def shrunk(net, factor):
 def test_rms_is_of_whole_training_images(tmp_path):
     batches = crop_batches(tmp_path)
     net = FCN(Size(8, 16, 64), 4, None).eval()
-    kept = sorted(set(batches.images[batches.train_rows].tolist()))
+    kept = sorted(set(batches.table[batches.train_rows, 0].tolist()))
     pool4, pool3 = skip_rms(net, batches, WORKER)
     maps = [net.pools(net.encoder.normalise(batches.store.scene(i)[None, ..., :3].permute(0, 3, 1, 2))) for i in kept]
     for found, level in ((pool4, 3), (pool3, 2)):
@@ -317,7 +389,7 @@ def part_of_pool3(tmp_path, scales_of):
     for step in range(30):
         images, labels = batches.train(step, 8, slice(None))
         optimiser.zero_grad()
-        pixel_loss(net.train()(images), labels).backward()
+        softmax_loss(net.train()(images), labels).backward()
         optimiser.step()
     images, _ = batches.train(31, 8, slice(None))
     with torch.no_grad():
@@ -341,7 +413,7 @@ def overfit(folder, eps):
     batches = crop_batches(folder, flip=False, resized=64, limit=8)
     batches.train_rows = batches.train_rows[:8]
     settings = run(
-        steps=120, lr=0.2, micro_batch=8, drop_at=(100,), validate_every=120, checkpoint_every=1000,
+        steps=120, lr=0.2, micro_batch=8, drop_at=(100,), validate_every=120,
         statistics_passes=1,
     )  # fmt: skip
     torch.manual_seed(0)

@@ -49,7 +49,7 @@ def test_any_number_of_processes_trains_as_one(folder, processes, used, micro_ba
     write_params(folder, **GROUPED)
     train.main(["stage1", *arguments("one")])
     out = torchrun(processes, "stages.train", "stage1", *arguments("many"))
-    assert f"32 = {micro_batch} x {accumulation} accumulation x {used} devices" in out
+    assert f"32 = {micro_batch} x 1 lanes x {accumulation} accumulation x {used} devices" in out
     line = f"{used} of {processes} processes have work, the others end"
     assert out.count(line) == (used < processes)
     one, many = pd.read_csv("one.csv"), pd.read_csv("many.csv")
@@ -75,11 +75,9 @@ def test_fcn_on_three_processes(folder):
     changes = {"batch": 4, "micro_batch": 2, "steps": 2, "validate_every": 2, "warmup_steps": 0}
     write_params(folder, {"train_fcn": {"skip_scales": "derived"}}, **changes)
     out = torchrun(3, "stages.train_fcn", *arguments("three"))
-    assert "2 of 3 processes have work" in out and "4 = 2 x 1 accumulation x 2 devices" in out
+    assert "2 of 3 processes have work" in out and "4 = 2 x 1 lanes x 1 accumulation x 2 devices" in out
     train_fcn.main(arguments("one"))
-    close(
-        weights("one-last.pt"), weights("three-last.pt")
-    )  # dropout, too: its seed is a micro-batch's, not a process's
+    close(weights("one-last.pt"), weights("three-last.pt"))  # dropout, too: its seed is a crop's
 
 
 def test_a_vgg16_file_is_passed_on_by_one_process(folder):
