@@ -2,6 +2,9 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# The pipeline starts some forty processes, each of which imports DVC, Snakemake or PyTorch: the first leaves its bytecode
+# to the others. (To compile all of .venv at its installation takes 20 s, four times as long.)
+export PYTHONDONTWRITEBYTECODE :=
 
 VENV := .venv/installed
 UV := $(or $(shell command -v uv),.uv/bin/uv)
@@ -76,12 +79,11 @@ lock: $(BOOTSTRAP)  ## pin in requirements.txt what pyproject.toml asks for
 
 # sync: what requirements.txt no longer names goes, so that the environment is that file and nothing else.
 # repository.pth: `python -m experiment.predict` and `import deconvnet` work in every folder.
-# Bytecode is made here, once: the pipeline starts some forty processes, each of which imports DVC, Snakemake or PyTorch.
 # pydensecrf2 is compiled: where the machine's Python came without its headers, uv's own Python, which has them, serves.
 $(VENV): requirements.txt | $(BOOTSTRAP)
 	$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' .venv
 	.venv/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("include"), "Python.h").stat()' \
 	    2> /dev/null || $(UV) venv --quiet --clear --managed-python --python '>=3.11,<3.13' .venv
-	$(UV) pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes requirements.txt
+	$(UV) pip sync --quiet --python .venv/bin/python --require-hashes requirements.txt
 	echo '$(CURDIR)' > "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/repository.pth"
 	touch $@

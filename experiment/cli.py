@@ -20,7 +20,8 @@ TIMES = Path("data/times")  # a file for every command that ended: no stage's ou
 def run(main: Callable[[list[str]], None]) -> None:
     """Call `main(arguments)` and turn what a user can mend into one line on stderr and exit status 1.
 
-    Ctrl-C and SIGTERM end the process at once; the threads and processes of a pool would first finish what is queued.
+    The process ends in here. Ctrl-C and SIGTERM end it at once; the threads and processes of a pool would first finish
+    what is queued.
     """
     begin = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -29,6 +30,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
         _record(time.monotonic() - begin)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # Python would first take apart all its modules, PyTorch's for up to a second
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -12,17 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from deconvnet import provenance, scores, tables
 from deconvnet.boxes import by_image
 from deconvnet.errors import InputError
 from deconvnet.files import file_hash
 from deconvnet.images import decode_image, encode_mask
-from deconvnet.inference.devices import own_device
-from deconvnet.inference.models import check_classes, load_net
-from deconvnet.inference.whole_images import by_images
-from deconvnet.inference.windows import by_windows, select
 from deconvnet.progress import progress
 from experiment.cli import run
 from experiment.params import Params, load
@@ -54,6 +49,14 @@ def decoded(dataset: Path, rows: list[dict]) -> Iterator[np.ndarray]:
 
 
 def main(arguments: list[str]) -> None:
+    # here, since the Snakefile imports this module for its fingerprint, and PyTorch takes seconds
+    import torch
+
+    from deconvnet.inference.devices import own_device
+    from deconvnet.inference.models import check_classes, load_net
+    from deconvnet.inference.whole_images import by_images
+    from deconvnet.inference.windows import by_windows, select
+
     parser = argparse.ArgumentParser(prog="python -m stages.infer", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="DeconvNet or FCN-8s")
     parser.add_argument("--dataset", type=Path, required=True, help="shard of the data set")

@@ -145,18 +145,20 @@ def distractors(rng: np.random.Generator) -> list[Item]:
     return items
 
 
-def sample(item: Item) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """The item's region on the sampled canvas: its top and left (px), and u, v of each of its samples.
-
-    The region is whole pixels and may extend beyond the image.
-    """
+def region(item: Item) -> tuple[int, int, int]:
+    """Top, left and side (px) of the square that the item is drawn in, which may extend beyond the image."""
     reach = int(np.ceil(item.half * 1.45)) + 1
-    top, left = int(item.y) - reach, int(item.x) - reach
-    offsets = (np.arange(2 * reach * SAMPLES, dtype=np.float32) + 0.5) / SAMPLES
-    dx, dy = (left + offsets - item.x)[None], (top + offsets - item.y)[:, None]
+    return int(item.y) - reach, int(item.x) - reach, 2 * reach
+
+
+def sample(item: Item, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+    """u, v of the samples in these rows and columns of samples of the item's region."""
+    top, left, side = region(item)
+    offsets = (np.arange(side * SAMPLES, dtype=np.float32) + 0.5) / SAMPLES
+    dx, dy = (left + offsets - item.x)[None, columns], (top + offsets - item.y)[rows, None]
     cos, sin = np.cos(item.turn), np.sin(item.turn)
     half_u, half_v = item.half * min(1, item.squeeze), item.half * min(1, 1 / item.squeeze)
-    return top, left, (cos * dx + sin * dy) / half_u, (cos * dy - sin * dx) / half_v
+    return (cos * dx + sin * dy) / half_u, (cos * dy - sin * dx) / half_v
 
 
 def clip(top: int, left: int, side: int) -> tuple[slice, slice, slice, slice]:
@@ -168,10 +170,9 @@ def clip(top: int, left: int, side: int) -> tuple[slice, slice, slice, slice]:
 
 def footprint(item: Item) -> tuple[np.ndarray, int]:
     """Pixels whose centre the item covers (H x W bool), and their number with those outside the image."""
-    top, left, u, v = sample(item)
     centre = slice(SAMPLES // 2, None, SAMPLES)
-    inside = item.shape(u[centre, centre], v[centre, centre], thin=THIN / item.half)
-    rows, columns, region_rows, region_columns = clip(top, left, len(inside))
+    inside = item.shape(*sample(item, centre, centre), thin=THIN / item.half)
+    rows, columns, region_rows, region_columns = clip(*region(item))
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[rows, columns] = inside[region_rows, region_columns]
     return mask, int(inside.sum())
@@ -179,19 +180,19 @@ def footprint(item: Item) -> tuple[np.ndarray, int]:
 
 def draw(picture: np.ndarray, item: Item) -> None:
     """Paint the item, with a soft shadow, onto the sampled canvas (H*SAMPLES x W*SAMPLES x 3 float32), in place."""
-    top, left, u, v = sample(item)
     rows, columns, region_rows, region_columns = (
-        slice(part.start * SAMPLES, part.stop * SAMPLES) for part in clip(top, left, len(u) // SAMPLES)
+        slice(part.start * SAMPLES, part.stop * SAMPLES) for part in clip(*region(item))
     )
-    u, v, target = u[region_rows, region_columns], v[region_rows, region_columns], picture[rows, columns]
+    u, v, target = *sample(item, region_rows, region_columns), picture[rows, columns]
     inside = item.shape(u, v, thin=THIN / item.half)
     shifted = cv2.copyMakeBorder(inside.astype(np.float32), SAMPLES, 0, SAMPLES, 0, cv2.BORDER_REPLICATE)
     shadow = cv2.GaussianBlur(shifted[:-SAMPLES, :-SAMPLES], None, 1.5 * SAMPLES)  # a pixel down and right
-    target *= 1 - 0.3 * shadow[..., None]
+    target *= cv2.merge([1 - 0.3 * shadow] * 3)  # NumPy would broadcast pixel by pixel, 3 values at a time
+    u, v = u[inside], v[inside]
     cos, sin = np.cos(item.texture_turn), np.sin(item.texture_turn)
     second = item.texture(cos * u + sin * v, cos * v - sin * u, max(0.5, 4 / item.half))  # 4 px can be seen
     light = 1 + item.light[0] * u + item.light[1] * v
-    target[inside] = item.colors[second[inside].astype(int)] * light[inside][:, None]
+    target[inside] = (item.colors.T[:, second.astype(int)] * light).T
 
 
 def background(rng: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,7 @@ def test_training_takes_the_machines_gpus_and_inference_one(world, tmp_path):
         return done.stdout + done.stderr
 
     (world / "data/scores/fcn8s/val-000.parquet").unlink()
+    shutil.rmtree(world / ".snakemake", ignore_errors=True)  # a clone has none
     assert "torchrun --standalone --nproc-per-node 2 -m stages.train stage1 " in said("stage=train system=stage1")
     assert " gpu=1" in said("stage=infer system=fcn8s")
     assert " python -m stages.train " in said("stage=train system=stage1", CUDA_VISIBLE_DEVICES="1")
