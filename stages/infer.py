@@ -131,15 +131,14 @@ def write(shard: Shard, rows: list[dict], mark: str, said: str, arguments: list[
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.infer", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="DeconvNet or FCN-8s")
-    parser.add_argument("--dataset", type=Path, nargs="*", required=True, help="shards of the data set")
-    parser.add_argument("--proposals", type=Path, nargs="*", required=True, help="their proposals; not read for FCN-8s")
-    parser.add_argument("--out", type=Path, nargs="*", required=True, help="their scores")
+    parser.add_argument("--dataset", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--proposals", type=Path, required=True, help="folder of proposals; not read for FCN-8s")
+    parser.add_argument("--out", type=Path, required=True, help="folder of scores")
+    parser.add_argument("--shards", nargs="*", required=True, help="names of the shards to make, such as val-000")
     parser.add_argument("--growth", action="store_true", help="keep labels after infer.growth proposals, too")
     parser.add_argument("--threads", type=int, default=machine.cores(), help="of a CPU; all by default")
     parser.add_argument("--params", type=Path, default="params.yaml", help="parameter file; params.yaml by default")
     options = parser.parse_args(arguments)
-    if not len(options.dataset) == len(options.proposals) == len(options.out):
-        parser.error("--dataset, --proposals and --out name as many shards")
     params = load(options.params)
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
@@ -148,10 +147,10 @@ def main(arguments: list[str]) -> None:
     source = f"dataset.classes in {options.params}; train on this data set, or name the model's classes"
     check_classes(options.model, net, about, params.dataset.classes, source)
     whole = net.spec["kind"] == "fcn"
-    shards = [
-        Shard(dataset, None if whole else proposals, out)
-        for dataset, proposals, out in zip(options.dataset, options.proposals, options.out, strict=True)
-    ]
+    shards = []
+    for name in options.shards:
+        places = [folder / f"{name}.parquet" for folder in (options.dataset, options.proposals, options.out)]
+        shards.append(Shard(places[0], None if whole else places[1], places[2]))
     # now: the code may be edited while it runs
     marks = [fingerprint(one.dataset, one.proposals, options.model, options.growth, params) for one in shards]
     growth = params.infer.growth if options.growth else ()

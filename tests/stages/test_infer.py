@@ -39,8 +39,8 @@ def shard(experiment):
 
 def call(system="deconvnet", *more):
     path = f"data/scores/{system}/val-000.parquet"
-    infer.main(["--model", f"data/models/{system}.pt", "--dataset", "data/dataset/val-000.parquet",
-                "--proposals", "data/proposals/val-000.parquet", "--out", path, *more])  # fmt: skip
+    infer.main(["--model", f"data/models/{system}.pt", "--dataset", "data/dataset", "--proposals", "data/proposals",
+                "--out", f"data/scores/{system}", "--shards", "val-000", *more])  # fmt: skip
     return tables.read(path).to_pylist()
 
 
