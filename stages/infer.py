@@ -10,7 +10,6 @@ pool encodes the scores of those before, and the last shard is written; its file
 import argparse
 import functools
 import itertools
-import operator
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -44,11 +43,12 @@ _model_hash = functools.cache(file_hash)  # one model for all shards
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard of scores is made from. proposals: None for FCN-8s."""
+    """What a shard of scores is made from. proposals: None for FCN-8s. count: of images."""
 
     dataset: Path
     proposals: Path | None
     out: Path
+    count: int
 
 
 def fingerprint(dataset: Path, proposals: Path | None, model: Path, growth: bool, params: Params) -> str:
@@ -69,7 +69,6 @@ def fingerprint(dataset: Path, proposals: Path | None, model: Path, growth: bool
 class Picture:
     """An image that is decoded, uint8 (H, W, 3), with its windows, int32 (n, 4); None for FCN-8s."""
 
-    shard: Shard
     image_id: str
     image: np.ndarray
     windows: np.ndarray | None
@@ -89,15 +88,15 @@ def pictures(shards: list[Shard], params: Params, growth: tuple[int, ...]) -> It
             if boxes is not None:
                 found, most = boxes.get(entry["image_id"], np.zeros((0, 4))), max(settings.proposals, *growth, 0)
                 windows = select(found, crops.context, crops.square, settings.min_side, most)
-            yield Picture(shard, entry["image_id"], image, windows)
+            yield Picture(entry["image_id"], image, windows)
 
 
 def score(
-    net: nn.Module, model: Path, found: Iterator[Picture], params: Params, growth: tuple[int, ...]
+    net: nn.Module, model: Path, shards: list[Shard], found: Iterator[Picture], params: Params, growth: tuple[int, ...]
 ) -> Iterator[Callable[[], dict]]:
     """For each picture what encodes its scores into a row. Batches never mix shards: bytes depend on one alone."""
-    for _, group in itertools.groupby(found, operator.attrgetter("shard")):
-        unseen, again = itertools.tee(group)
+    for shard in shards:
+        unseen, again = itertools.tee(itertools.islice(found, shard.count))
         images = (picture.image for picture in unseen)
         if net.spec["kind"] == "fcn":
             settings = params.train_fcn.canvas, params.infer.fcn_batch, params.infer.precision
@@ -128,6 +127,27 @@ def write(shard: Shard, rows: list[dict], mark: str, said: str, arguments: list[
     print(f"{said}{more}", flush=True)
 
 
+def make(
+    net: nn.Module, model: Path, shards: list[Shard], marks: list[str], params: Params, growth: tuple[int, ...],
+    threads: int,
+) -> None:  # fmt: skip
+    """Make the shards, one after the other, each of the fingerprint in `marks`."""
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as writer:
+        found = ahead(pictures(shards, params, growth), AHEAD)
+        rows = behind(pool, score(net, model, shards, found, params, growth), 2 * threads)
+        written = None
+        for shard, mark in zip(shards, marks, strict=True):
+            name = f"{model.stem} {shard.dataset.stem}"
+            table = list(progress(itertools.islice(rows, shard.count), total=shard.count, unit="image", desc=name))
+            if written:
+                written.result()  # two tables in memory at most
+            said = f"{name}: {shard.count} images scored on {next(net.parameters()).device}"
+            as_one = ["--model", model, "--dataset", shard.dataset, "--out", shard.out]
+            written = writer.submit(write, shard, table, mark, said, [str(word) for word in as_one])
+        if written:
+            written.result()
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.infer", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="DeconvNet or FCN-8s")
@@ -150,25 +170,12 @@ def main(arguments: list[str]) -> None:
     shards = []
     for name in options.shards:
         places = [folder / f"{name}.parquet" for folder in (options.dataset, options.proposals, options.out)]
-        shards.append(Shard(places[0], None if whole else places[1], places[2]))
+        count = len(tables.read(places[0], ["image_id"]))
+        shards.append(Shard(places[0], None if whole else places[1], places[2], count))
     # now: the code may be edited while it runs
     marks = [fingerprint(one.dataset, one.proposals, options.model, options.growth, params) for one in shards]
     growth = params.infer.growth if options.growth else ()
-    with ThreadPoolExecutor(options.threads) as pool, ThreadPoolExecutor(1) as writer:
-        found = ahead(pictures(shards, params, growth), AHEAD)
-        rows = behind(pool, score(net, options.model, found, params, growth), 2 * options.threads)
-        written = None
-        for shard, mark in zip(shards, marks, strict=True):
-            count = len(tables.read(shard.dataset, ["image_id"]))
-            name = f"{options.model.stem} {shard.dataset.stem}"
-            table = list(progress(itertools.islice(rows, count), total=count, unit="image", desc=name))
-            if written:
-                written.result()  # two tables in memory at most
-            said = f"{name}: {count} images scored on {next(net.parameters()).device}"
-            as_one = ["--model", options.model, "--dataset", shard.dataset, "--out", shard.out]
-            written = writer.submit(write, shard, table, mark, said, [str(word) for word in as_one])
-        if written:
-            written.result()
+    make(net, options.model, shards, marks, params, growth, options.threads)
 
 
 if __name__ == "__main__":

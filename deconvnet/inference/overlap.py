@@ -51,12 +51,20 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
 def behind(pool: Executor, works: Iterable[Callable[[], T]], depth: int) -> Iterator[T]:
     """What each of `works` returns, in their order, computed in `pool` with up to `depth` of them waiting or at work.
 
-    The exception of one is raised at its turn.
+    An exception, of one of them or of the iterable that they come from, is raised after the results before it.
     """
-    pending = deque()
-    for work in works:
-        pending.append(pool.submit(work))
+    pending, works, error = deque(), iter(works), None
+    while True:
+        try:
+            pending.append(pool.submit(next(works)))
+        except StopIteration:
+            break
+        except Exception as raised:
+            error = raised
+            break
         if len(pending) >= depth:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+    if error is not None:
+        raise error

@@ -60,3 +60,15 @@ def test_results_behind_come_in_order_few_at_once_and_exceptions_at_their_turn()
         assert [next(found) for _ in range(4)] == [0, 0, 0, 1]
         with pytest.raises(ZeroDivisionError):
             next(found)
+
+
+def test_what_makes_the_works_may_fail_too():
+    def works():
+        yield from [lambda: 1, lambda: 2]
+        raise ValueError("no third")
+
+    with ThreadPoolExecutor(1) as pool:
+        found = behind(pool, works(), 9)
+        assert [next(found), next(found)] == [1, 2]
+        with pytest.raises(ValueError, match="no third"):
+            next(found)
