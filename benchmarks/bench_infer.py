@@ -124,6 +124,6 @@ def main(folder: Path, count: int = 4) -> None:
     for kind, seconds in (("time", wall), ("time of the CPU", busy))[: 1 if paper else 2]:
         best = {name: min(them) for name, them in seconds.items()}
         stage, forward_alone, loop = best["stage"], best["forward"], best["plain"]
-        print(f"{kind}: stage {stage:.2f} s for {windows} windows of {2 * count} images, {windows / stage:.0f} a second; "
+        print(f"{kind}: stage {stage:.2f} s for {windows} windows of {2 * count} images, {windows / stage:.0f} a s; "
               f"forward alone {forward_alone:.2f} s, stage x{stage / forward_alone:.2f} of it (at most 1.2 is wanted); "
               f"plain loop {loop:.2f} s, x{loop / stage:.2f} of the stage (at least 3 is wanted)")  # fmt: skip
