@@ -140,7 +140,7 @@ class Predictor:
         return by_images(net, images, self.canvas, self.inference.fcn_batch, self.inference.precision)
 
     def _member(self, path: str | Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict]:
-        net, about = load_net(path, self.device)
+        net, about = load_net(path, self.device, self.inference.precision)
         if net.spec["kind"] not in kinds:
             raise InputError(f"{path}: a net of kind {net.spec['kind']}; wanted here: {' or '.join(kinds)}")
         return net, about

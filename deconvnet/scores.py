@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 LABELS_SCHEMA = pa.schema({"image_id": pa.string(), "labels": pa.binary()})
 STEPS = 255
 FINE = 0.5  # score distance below which steps are about equal, above which they grow in proportion
-CODEC = pa.Codec("zstd", 3)
+CODEC = pa.Codec("zstd", 1)  # level 3 was measured to take twice the time for as many bytes
 
 
 def encode(scores: np.ndarray) -> dict:
@@ -43,28 +43,45 @@ def encode(scores: np.ndarray) -> dict:
 
     Raises ValueError for scores that are not finite, or beyond float16 (65504), in which the highest are kept.
     """
+    return pack(*quantise(scores))
+
+
+def quantise(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """float32 (C, H, W) scores -> labels uint8 (H, W), the highest float16 (H, W), the others uint8 (C, H, W).
+
+    The last value has the largest distance from a highest score, and the highest score that is farthest from 0.
+    """
     scores = np.ascontiguousarray(scores)
-    labels = scores.argmax(0).astype(np.uint8)  # (H, W)
     best = scores.max(0)  # (H, W)
+    labels = np.zeros(best.shape, np.uint8)
+    for number in reversed(range(len(scores))):  # in a quarter of the time of argmax
+        np.copyto(labels, np.uint8(number), where=scores[number] == best)
     with np.errstate(invalid="ignore", over="ignore"):
         distance = best - scores  # (C, H, W), 0 or more; nan or inf where a score is
         half = best.astype(np.float16)
-    deepest = float(distance.max())
+        deepest = distance.max()
+        steps = np.log1p(distance / np.float32(FINE))
+        steps *= np.float32(STEPS / max(np.log1p(float(deepest) / FINE), 1e-9))
+        steps = np.rint(steps, out=steps).astype(np.uint8)
+    # nothing may catch up with the best by rounding
+    np.maximum(steps, (distance > 0).view(np.uint8), out=steps)
+    steps[..., 1:] -= steps[..., :-1].copy()
+    return labels, half, steps, np.array([deepest, best.flat[abs(best).argmax()]])
+
+
+def pack(labels: np.ndarray, half: np.ndarray, steps: np.ndarray, extremes: np.ndarray) -> dict:
+    """What `quantise` returns -> what `encode` returns. Raises its ValueError."""
+    deepest, extreme = extremes.tolist()
     if not np.isfinite(deepest):
         raise ValueError("scores are not finite (nan or infinity)")
     if not np.isfinite(half).all():
-        raise ValueError(f"a score of {best.flat[abs(best).argmax()]:g} is beyond float16's range of +-65504")
-    steps = np.log1p(distance / np.float32(FINE))
-    steps *= np.float32(STEPS / max(np.log1p(deepest / FINE), 1e-9))
-    steps = np.rint(steps).astype(np.uint8)
-    # nothing may catch up with the best by rounding
-    np.maximum(steps, 1, out=steps, where=distance > 0)
+        raise ValueError(f"a score of {extreme:g} is beyond float16's range of +-65504")
     return {
         "height": labels.shape[0],
         "width": labels.shape[1],
         "labels": encode_mask(labels),
         "best": CODEC.compress(_planes(half), asbytes=True),
-        "drops": CODEC.compress(np.diff(steps, axis=2, prepend=np.uint8(0)), asbytes=True),
+        "drops": CODEC.compress(steps, asbytes=True),
         "deepest": deepest,
     }
 

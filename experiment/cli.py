@@ -15,6 +15,7 @@ from deconvnet.errors import InputError
 from deconvnet.files import remove_unfinished, whole
 
 TIMES = Path("data/times")  # a file for every command that ended: no stage's output, since times differ
+_ends: list[float] = []  # when this command began, and when each part of it that `record` was told of ended
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -23,13 +24,14 @@ def run(main: Callable[[list[str]], None]) -> None:
     The process ends in here. Ctrl-C and SIGTERM end it at once; the threads and processes of a pool would first finish
     what is queued.
     """
-    begin = time.monotonic()
+    _ends.append(time.monotonic())
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
         os.register_at_fork(after_in_child=functools.partial(signal.signal, number, signal.SIG_DFL))
     try:
         main(sys.argv[1:])
-        _record(time.monotonic() - begin)
+        if len(_ends) == 1:
+            record(sys.argv[1:])
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # Python would first take apart all its modules, PyTorch's for up to a second
@@ -51,11 +53,15 @@ def _stop(number: int, _) -> None:
     os.kill(os.getpid(), number)
 
 
-def _record(seconds: float) -> None:
-    """Keep how long this command took. A file of its own, since appending is not atomic on network file systems."""
-    if not (Path("data").is_dir() and Path("params.yaml").is_file()) or int(os.environ.get("RANK", 0)):
-        return  # no experiment, or another process of the group records it
-    entry = {"module": Path(sys.argv[0]).stem, "arguments": sys.argv[1:], "seconds": round(seconds, 2)}
+def record(arguments: list[str]) -> None:
+    """Keep how long this command took, or its part that has just ended, which `arguments` alone would have made.
+
+    A file of its own, since appending is not atomic on network file systems.
+    """
+    if not _ends or not (Path("data").is_dir() and Path("params.yaml").is_file()) or int(os.environ.get("RANK", 0)):
+        return  # no command, no experiment, or another process of the group records it
+    _ends.append(time.monotonic())
+    entry = {"module": Path(sys.argv[0]).stem, "arguments": arguments, "seconds": round(_ends[-1] - _ends[-2], 2)}
     entry["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with whole(TIMES / f"{time.time_ns()}-{os.getpid()}.json") as file:
         file.write_text(json.dumps(entry) + "\n", encoding="utf-8")

@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 _locks = []  # files that stay open, and locked, as long as the process lives
 
@@ -29,6 +31,12 @@ def own_device() -> torch.device:
         _locks.append(lock)
         return torch.device("cuda", number)
     return torch.device("cuda", os.getpid() % torch.cuda.device_count())
+
+
+def upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of `array` on `device`; a GPU fetches it by itself while this process goes on."""
+    copy = torch.tensor(array)
+    return copy.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else copy
 
 
 @contextlib.contextmanager

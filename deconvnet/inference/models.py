@@ -8,12 +8,28 @@ from torch import nn
 
 from deconvnet.errors import InputError
 from deconvnet.nets import files
+from deconvnet.nets.folding import fold
 
 
-def load_net(path: str | Path, device: torch.device) -> tuple[nn.Module, dict]:
-    """The net of a model file, ready on `device`, and its `about`. Raises InputError for a bad file."""
+def load_net(path: str | Path, device: torch.device, precision: str) -> tuple[nn.Module, dict]:
+    """The net of a model file, ready on `device` for `arithmetic(device, precision)`, and its `about`.
+
+    Batch norm is folded. Raises InputError for a bad file.
+    """
     net, about = files.load(path)
-    return net.to(device, memory_format=torch.channels_last), about
+    return ready(net, device, precision), about
+
+
+def ready(net: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """A net in evaluation mode, made ready for inference in place: batch norm folded, weights as its kernels want them.
+
+    precision: "bf16" rounds the weights of convolutions once, where autocast would at every call.
+    """
+    fold(net).requires_grad_(False).to(device, memory_format=torch.channels_last)
+    for module in net.modules():
+        if precision == "bf16" and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.bfloat16()
+    return net
 
 
 def check_classes(path: str | Path, net: nn.Module, about: dict, classes: Sequence[str], source: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deconvnet.inference.devices import arithmetic
+from deconvnet.inference.devices import arithmetic, upload
 
 
 @torch.inference_mode()
@@ -39,7 +39,7 @@ def score_images(net: nn.Module, images: list[np.ndarray], canvas: tuple[int, in
     device = next(net.parameters()).device
     inputs = net.encoder.mean.expand(len(images), *canvas, 3).contiguous()  # (B, H, W, 3)
     for place, image in zip(inputs, images, strict=True):
-        place[: image.shape[0], : image.shape[1]] = torch.tensor(image, device=device)
+        place[: image.shape[0], : image.shape[1]] = upload(image, device)
     with arithmetic(device, precision):
         maps = net(inputs.permute(0, 3, 1, 2)).float()  # (B, C, H, W), channels last
     for image, score_map in zip(images, maps, strict=True):

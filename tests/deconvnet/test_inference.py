@@ -14,7 +14,7 @@ from deconvnet.inference import windows as windows_module
 from deconvnet.inference.aggregate import Aggregate
 from deconvnet.inference.models import check_classes
 from deconvnet.inference.whole_images import by_images
-from deconvnet.inference.windows import by_windows, select
+from deconvnet.inference.windows import by_windows, cut_windows, four_bytes, gather_windows, select
 from deconvnet.settings import WindowInference
 
 CPU = torch.device("cpu")
@@ -105,9 +105,41 @@ def test_growth_is_inference_with_fewer_proposals():
     net = make_net()
     ((result, grown),) = by_windows(net, list(pictures(1)), PARAMS, "float32", growth=[1, 4, 9, 50])
     image, windows = next(pictures(1))
-    for number, scores_then in zip([1, 4, 9, 50], grown, strict=True):
-        np.testing.assert_allclose(scores_then, plainly(net, image, windows[:number], PARAMS), atol=1e-4)
+    for number, labels in zip([1, 4, 9, 50], grown, strict=True):
+        plain = plainly(net, image, windows[:number], PARAMS)
+        chosen = np.take_along_axis(plain, labels.numpy()[None].astype(int), 0)[0]
+        np.testing.assert_allclose(chosen, plain.max(0), atol=1e-4)
+    assert len({labels.numpy().tobytes() for labels in grown}) == 3  # there are 9 windows
     np.testing.assert_allclose(result, plainly(net, image, windows[:6], PARAMS), atol=1e-4)
+
+
+def test_the_two_ways_to_cut_windows_agree():
+    images, places = zip(*((image, window) for image, windows in pictures(4) for window in windows), strict=True)
+    places = np.array([*places, [500, 500, 9, 9], [-7, 3, 128, 128], [0, 0, 64, 64], [0, 5, 1, 1]], np.int32)
+    images += images[:1] * 4
+    fast = cut_windows(list(images), places, 64)
+    shared = {id(image): torch.from_numpy(four_bytes(image)) for image in images}
+    gathered = gather_windows([shared[id(image)] for image in images], places, 64)
+    assert fast.shape == (31, 3, 64, 64) and fast.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fast, gathered, rtol=0, atol=5e-3)  # of 255
+    assert not fast[27].any()  # beyond the border: black
+
+
+@pytest.mark.parametrize("aggregation", ["maximum", "average"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_numpy_and_pytorch_aggregate_the_same(aggregation, clip):
+    params = dataclasses.replace(PARAMS, aggregation=aggregation, clip=clip)
+    fast, plain = (Aggregate(3, 60, 50, params, CPU) for _ in range(2))
+    plain.array = None  # as on a GPU
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        score_map = torch.from_numpy(rng.normal(size=(3, 16, 16)).astype(np.float32))
+        window = (*rng.integers(-40, 10, 2).tolist(), *rng.integers(45, 90, 2).tolist())
+        for aggregate in (fast, plain):
+            aggregate.add(score_map, window)
+        torch.testing.assert_close(fast.scores(), plain.scores(), rtol=0, atol=1e-5)
+        assert torch.equal(fast.labels(), fast.scores().argmax(0))
+    assert fast.scores().std() > 0.1
 
 
 def test_the_canvas_around_an_image_is_exactly_zero_after_normalisation():

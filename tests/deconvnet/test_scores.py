@@ -3,13 +3,15 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from deconvnet import scores, tables
 from deconvnet.errors import InputError
-from deconvnet.images import decode_mask
+from deconvnet.images import decode_mask, encode_mask
+from deconvnet.inference import encoding
 
 
 def smooth(seed, classes=21, height=40, width=50, spread=12):
@@ -36,6 +38,43 @@ def test_the_best_class_survives_and_ties_go_to_the_first(maps):
     row = {"image_id": "a"} | scores.encode(maps)
     np.testing.assert_array_equal(decode_mask(row["labels"]), maps.argmax(0))
     np.testing.assert_array_equal(scores.decode(row, 4).argmax(0), maps.argmax(0))
+
+
+def test_steps_by_hand():
+    # distances below the best, 3: 3, 0 and 0.5; the deepest has step 255, 0.5 has 255 x log(1 + 1) / log(1 + 6) = 90.8
+    labels, half, steps, extremes = scores.quantise(np.float32([[[0, 3, 2.5]], [[3, 3, 3]]]))
+    assert labels.tolist() == [[1, 0, 1]] and half.tolist() == [[3, 3, 3]] and extremes.tolist() == [3, 3]
+    assert np.cumsum(steps, 2, dtype=np.uint8).tolist() == [[[255, 0, 91]], [[0, 0, 0]]]
+
+
+@pytest.mark.parametrize("spread", [0.01, 12, 1000])
+def test_a_devices_steps_are_the_hosts(spread):
+    maps = smooth(3, spread=spread)
+    maps[:, 5:9] = 0  # ties
+    maps[4, 30] = maps[7, 30]
+    ours = scores.quantise(maps)
+    theirs = [tensor.numpy() for tensor in encoding.quantise(torch.from_numpy(maps))]
+    for number in (0, 1, 3):
+        np.testing.assert_array_equal(theirs[number], ours[number])
+        assert theirs[number].dtype == ours[number].dtype
+    one, two = (np.cumsum(steps, 2, dtype=np.uint8).astype(int) for steps in (ours[2], theirs[2]))
+    assert abs(one - two).max() <= 1 and (one != two).mean() < 1e-3  # the last digit of a logarithm
+    np.testing.assert_array_equal(one == 0, two == 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65520])
+def test_a_device_leaves_it_to_the_host_to_refuse(value):
+    maps = smooth(2, classes=3, height=4, width=5)
+    maps[1, 2, 3] = value
+    with pytest.raises(ValueError, match="not finite|a score of 65520 is beyond"):
+        scores.pack(*(tensor.numpy() for tensor in encoding.quantise(torch.from_numpy(maps))))
+
+
+def test_what_is_encoded_in_a_pool_is_what_is_encoded_at_once():
+    maps = smooth(4)
+    labels = torch.from_numpy(maps.argmax(0)).byte()
+    row = encoding.encoder(torch.from_numpy(maps), [labels, labels])()
+    assert row == scores.encode(maps) | {"growth": [encode_mask(labels.numpy())] * 2}
 
 
 def test_nothing_seen_stays_nothing():

@@ -1,6 +1,9 @@
 """The stage infer: its tables, its fingerprints, what it refuses."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from deconvnet import scores, tables
 from deconvnet.errors import InputError
 from deconvnet.images import decode_mask
 from deconvnet.nets import files
+from experiment import cli, times
 from experiment.params import load
 from stages import infer
 from tests.conftest import jpeg
@@ -37,11 +41,24 @@ def shard(experiment):
     return experiment
 
 
+def arguments(system, shards):
+    return ["--model", f"data/models/{system}.pt", "--dataset", "data/dataset", "--proposals", "data/proposals",
+            "--out", f"data/scores/{system}", "--shards", *shards]  # fmt: skip
+
+
 def call(system="deconvnet", *more):
-    path = f"data/scores/{system}/val-000.parquet"
-    infer.main(["--model", f"data/models/{system}.pt", "--dataset", "data/dataset/val-000.parquet",
-                "--proposals", "data/proposals/val-000.parquet", "--out", path, *more])  # fmt: skip
-    return tables.read(path).to_pylist()
+    infer.main([*arguments(system, ["val-000"]), *more])
+    return tables.read(f"data/scores/{system}/val-000.parquet").to_pylist()
+
+
+def split(*parts):
+    """Deal the images of the shard out to shards val-000, val-001, ..."""
+    for name in ("dataset", "proposals"):
+        table = tables.read(f"data/{name}/val-000.parquet")
+        for number, ids in enumerate(parts):
+            part = table.filter(pc.is_in(table["image_id"], pa.array(ids, pa.string())))
+            tables.write(f"data/{name}/val-{number:03}.parquet", part)
+    return [f"val-{number:03}" for number in range(len(parts))]
 
 
 def test_the_stage_writes_scores_that_labels_and_growth_agree_with(shard, capsys):
@@ -69,6 +86,7 @@ def test_same_inputs_same_bytes_and_a_fingerprint_of_what_matters(shard):
     path = shard / "data/scores/deconvnet/val-000.parquet"
     call()
     before = path.read_bytes()
+    path.unlink()
     call()
     assert path.read_bytes() == before
     params = load()
@@ -107,6 +125,62 @@ def test_one_shard_or_two_change_nothing(shard):
     for one, two in zip(whole, parts, strict=True):
         assert one["labels"] == two["labels"]
         np.testing.assert_allclose(scores.decode(one, 3), scores.decode(two, 3), atol=1e-2)  # a step of the storage
+
+
+@pytest.mark.parametrize("system", ["deconvnet", "fcn8s"])
+def test_shards_of_one_process_are_those_of_processes_of_their_own(shard, system, monkeypatch, capsys):
+    names = split(["p0"], [], ["p1", "p2"])
+    folder = Path("data/scores", system)
+    loaded, whole_file = [], infer.load_net
+    monkeypatch.setattr(infer, "load_net", lambda *them: loaded.append(them) or whole_file(*them))
+    infer.main([*arguments(system, names), "--threads", "2"])
+    assert len(loaded) == 1
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"{system} {name}" for name in names
+    ]
+    together = [(folder / f"{name}.parquet").read_bytes() for name in names]
+    for name, data in zip(names, together, strict=True):
+        (folder / f"{name}.parquet").unlink()
+        infer.main([*arguments(system, [name]), "--threads", "1"])
+        assert (folder / f"{name}.parquet").read_bytes() == data
+    rows = [tables.read(folder / f"{name}.parquet")["image_id"].to_pylist() for name in names]
+    assert rows == [["p0"], [], ["p1", "p2"]]
+
+
+def test_a_killed_process_leaves_the_shards_before(shard):
+    names = split(["p0"], ["p1"], ["p2"])
+    killed = (
+        "import os, signal; from stages import infer; write = infer.write; infer.write = lambda one, *more: "
+        "write(one, *more) if one.out.stem != 'val-001' else os.kill(os.getpid(), signal.SIGKILL); "
+        f"infer.main({arguments('deconvnet', names)})"
+    )
+    done = subprocess.run([sys.executable, "-c", killed], check=False)
+    assert done.returncode == -signal.SIGKILL
+    folder = Path("data/scores/deconvnet")
+    assert [path.name for path in folder.iterdir()] == ["val-000.parquet"]
+    assert tables.read(folder / "val-000.parquet")["image_id"].to_pylist() == ["p0"]
+
+
+def test_a_shard_that_fails_leaves_those_before(shard):
+    names = split(["p0"], ["p1", "p2"])
+    table = tables.read("data/dataset/val-001.parquet").to_pylist()
+    table[0]["image"] = b"no picture"
+    tables.write("data/dataset/val-001.parquet", pa.Table.from_pylist(table))
+    with pytest.raises(InputError, match="data/dataset/val-001.parquet: p1: does not decode"):
+        infer.main(arguments("deconvnet", names))
+    assert [path.name for path in Path("data/scores/deconvnet").iterdir()] == ["val-000.parquet"]
+
+
+def test_every_shard_is_a_record_of_time(shard, monkeypatch):
+    monkeypatch.setattr(cli, "_ends", [])
+    monkeypatch.setattr(sys, "argv", ["stages/infer.py", *arguments("deconvnet", split(["p0"], ["p1", "p2"]))])
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cli.os, "register_at_fork", lambda **_: None)
+    cli.run(infer.main)
+    records, _ = times.read(cli.TIMES)
+    assert [(record["module"], record["arguments"][-1]) for record in records] == [
+        ("infer", f"data/scores/deconvnet/val-00{number}.parquet") for number in range(2)
+    ]
 
 
 def test_a_model_of_other_classes_is_refused(shard):

@@ -134,7 +134,14 @@ def test_training_takes_the_machines_gpus_and_inference_one(world, tmp_path):
     (world / "data/scores/fcn8s/val-000.parquet").unlink()
     shutil.rmtree(world / ".snakemake", ignore_errors=True)  # a clone has none
     assert "torchrun --standalone --nproc-per-node 2 -m stages.train stage1 " in said("stage=train system=stage1")
-    assert " gpu=1" in said("stage=infer system=fcn8s")
+    printed = said("stage=infer system=fcn8s")
+    assert " gpu=1" in printed and " --shards val-000 --threads " in printed
+    # three shards and two GPUs: two jobs
+    params = (world / "params.yaml").read_text()
+    (world / "params.yaml").write_text(params.replace("splits:\n  - val", "splits: [train, val]"))
+    printed = said("stage=infer system=fcn8s")
+    (world / "params.yaml").write_text(params)
+    assert sorted(re.findall(r"--shards (.*?) --threads", printed)) == ["train-000", "train-001 val-000"]
     assert " python -m stages.train " in said("stage=train system=stage1", CUDA_VISIBLE_DEVICES="1")
 
 
