@@ -7,7 +7,6 @@ operator (cuDNN's workspaces, a second kernel) it cannot see; for operators that
 """
 
 import dataclasses
-import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,9 +14,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from deconvnet.training.flops import clock
 
 # Kernels that a call starts, where it is not one. Operators of namespaces other than aten have theirs before the name.
 KERNELS: dict[str, int] = {}
@@ -139,12 +141,12 @@ class Recorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::").replace("::", ".")
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         asked = any(self._here(tensor) for tensor in inputs)
-        begin = time.perf_counter()
-        if asked and self.device == "meta":
+        begin = clock()
+        if asked and (inputs[0].is_meta or isinstance(inputs[0], FakeTensor)):
             out = self._without_values(name, func, args, kwargs)
         else:
             out = func(*args, **kwargs)
-        seconds = time.perf_counter() - begin
+        seconds = clock() - begin
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if self.device != "cpu":
             self._transfer(name, args, kwargs, inputs, outputs)
@@ -159,17 +161,19 @@ class Recorder(TorchDispatchMode):
         return tensor.device.type == self.device
 
     def _without_values(self, name, func, args, kwargs):
-        """What the operator returns on the meta device, also where that would depend on values."""
+        """What the operator returns, also where that would depend on values."""
         if _selects(name, args):
             whole = []  # every mask as the indices of all its elements
             for index in args[1]:
-                whole += [index.new_empty(index.numel(), dtype=torch.int64)] * index.dim() if _is_mask(index) else [index]
+                whole += (
+                    [index.new_empty(index.numel(), dtype=torch.int64)] * index.dim() if _is_mask(index) else [index]
+                )
             return func(args[0], whole, *args[2:], **kwargs)
         if name in WAITS:
             return WAITS[name](*args, **kwargs)
         if name == "_to_copy" and torch.device(kwargs.get("device") or "meta").type == "cpu":
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        if name.startswith("_fused_"):  # optimisers: in place, and without a meta kernel
+        if name.startswith("_fused_"):  # optimisers: in place, and unknown to the meta device
             return None
         return func(*args, **kwargs)
 

@@ -1,6 +1,8 @@
 """The training step and the forward pass, put together without data, for `deconvnet.census` and for measuring."""
 
 import contextlib
+import functools
+import json
 from collections.abc import Callable, Iterator
 
 import pandas as pd
@@ -58,7 +60,9 @@ def build(spec: dict, where: str) -> nn.Module:
     for module in net.modules():  # `nn.Module.to` cannot change the layout of fake tensors
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dim() == 4:
-                module._parameters[name] = nn.Parameter(parameter.detach().contiguous(memory_format=torch.channels_last))
+                module._parameters[name] = nn.Parameter(
+                    parameter.detach().contiguous(memory_format=torch.channels_last)
+                )
     return net
 
 
@@ -117,23 +121,36 @@ def training_census(run: Run, spec: dict, size: tuple[int, int], device: str = "
 
     Images lie decoded on the device, and are not part of its memory here.
     """
+    layout = Run(batch=run.batch, micro_batch=run.micro_batch, batch_norm_crops=run.batch_norm_crops,
+                 precision=run.precision)  # fmt: skip
+    return _training_census(layout, json.dumps(spec), tuple(size), device)
+
+
+@functools.cache  # stages of one layout share it
+def _training_census(run: Run, spec: str, size: tuple[int, int], device: str) -> Census:
     where, mode = _without_values(device)
     with mode:
-        micro_batch, update, resident = training_step(run, spec, size, where)
+        micro_batch, update, resident = training_step(run, json.loads(spec), size, where)
         found = census(micro_batch, where, resident)
         if run.batch > run.micro_batch:  # the others add to gradients that are there
-            gradients = [parameter.grad for parameter in resident if parameter.grad is not None]
+            gradients = [tensor.grad for tensor in resident if tensor.grad is not None]
             found += census(micro_batch, where, [*resident, *gradients]) * (run.batch // run.micro_batch - 1)
-        return found + census(update, where, resident)
+        gradients = [tensor.grad for tensor in resident if tensor.grad is not None]
+        return found + census(update, where, [*resident, *gradients])
 
 
 def inference_census(
     spec: dict, size: tuple[int, int], batch: int, precision: str = "bf16", device: str = "cuda"
 ) -> Census:
-    """A forward pass of `batch` crops of `size` in evaluation mode, to float32 scores."""
+    """A forward pass of `batch` crops of `size`, height and width in px, in evaluation mode, to float32 scores."""
+    return _inference_census(json.dumps(spec), tuple(size), batch, precision, device)
+
+
+@functools.cache
+def _inference_census(spec: str, size: tuple[int, int], batch: int, precision: str, device: str) -> Census:
     where, mode = _without_values(device)
     with mode, torch.no_grad():
-        net = build(spec, where).eval()
+        net = build(json.loads(spec), where).eval()
         images = torch.empty(batch, 3, *size, device=where).contiguous(memory_format=torch.channels_last)
 
         def forward() -> Tensor:
