@@ -48,4 +48,5 @@ def main(folder: Path) -> None:
         ours = Ours(params, run, table, folder)
         measured = fastest(lambda ours=ours: ours(1), device, 5)
         print(f"width {width}, fc {fc}, {crops} x {side} px, {cost.gigabytes(step.bytes)} moved: predicted "
-              f"{predicted:.3f} s, measured {measured:.3f} s, {predicted / measured:.2f} of it (0.7 to 1.3 is wanted)")  # fmt: skip
+              f"{predicted:.3f} s, measured {measured:.3f} s, {predicted / measured:.2f} of it (0.7 to 1.3 are "
+              "wanted)")  # fmt: skip

@@ -33,6 +33,7 @@ REREADS: dict[str, tuple[int, ...]] = {
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias",
         "lift_fresh", "resize_", "set_"}  # fmt: skip  # neither read nor write
 OVERWRITE = {"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_"}  # their first argument is not read
+PICK = {"index", "index_select"}  # of their first argument they read no more than they return
 # What the host waits for, since a shape or a value depends on it; and what stands in for the answer without values.
 WAITS: dict[str, Callable] = {
     "_local_scalar_dense": lambda x: torch.zeros((), dtype=x.dtype).item(),
@@ -171,7 +172,7 @@ class Recorder(TorchDispatchMode):
             return func(args[0], whole, *args[2:], **kwargs)
         if name in WAITS:
             return WAITS[name](*args, **kwargs)
-        if name == "_to_copy" and torch.device(kwargs.get("device") or "meta").type == "cpu":
+        if name == "_to_copy" and self.device == "meta" and torch.device(kwargs.get("device") or "meta").type == "cpu":
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if name.startswith("_fused_"):  # optimisers: in place, and unknown to the meta device
             return None
@@ -189,7 +190,8 @@ class Recorder(TorchDispatchMode):
         if self._here(target):
             self.copies, self.copied = self.copies + 1, self.copied + _nbytes(target)
         blocking = not (kwargs.get("non_blocking") or args[2:3] == (True,))
-        if blocking or self._here(target) and not source.is_pinned():
+        # without CUDA no memory can be pinned, so there the wish not to wait is believed
+        if blocking or self._here(target) and torch.cuda.is_available() and not source.is_pinned():
             self.waits["copy to the device" if self._here(target) else "copy to the host"] += 1
 
     def _hold(self, tensor: Tensor) -> None:
@@ -216,12 +218,15 @@ def _call(name, func, args, kwargs, inputs, outputs, out) -> Call:
     ]  # fmt: skip
     read = inputs[1:] if name in OVERWRITE else inputs
     unique = [*{id(x): x for x in read}.values(), *{id(x): x for x in (*outputs, *written)}.values()]
+    moved = sum(map(_nbytes, unique))
+    if name in PICK:
+        moved -= max(0, _nbytes(args[0]) - _nbytes(out))
     formula = flop_registry.get(func._overloadpacket)
     floating = next((x.dtype for x in inputs if x.is_floating_point()), None)
     return Call(
         operator=name, shapes=tuple(tuple(x.shape) for x in inputs), dtype=floating, kernels=KERNELS.get(name, 1),
         flops=float(formula(*args, **kwargs, out_val=out)) if formula else 0.0,
-        bytes=sum(map(_nbytes, unique)), rereads=sum(_nbytes(args[place]) for place in REREADS.get(name, ())),
+        bytes=moved, rereads=sum(_nbytes(args[place]) for place in REREADS.get(name, ())),
     )  # fmt: skip
 
 
