@@ -94,10 +94,10 @@ def _seconds(call: Call, device: Device) -> float:
 
 def _distance(one: Call, other: Call) -> float:
     """How far two calls of one operator are apart: factors between their sizes, as logarithms."""
-    if not one.flops:
-        return abs(math.log(one.bytes / other.bytes))
-    pairs = [pair for shapes in zip(one.shapes, other.shapes, strict=False) for pair in zip(*shapes, strict=False)]
-    return sum(abs(math.log(a / b)) for a, b in pairs)
+    pairs = [(one.bytes, other.bytes)]
+    if one.flops:
+        pairs = [pair for shapes in zip(one.shapes, other.shapes, strict=False) for pair in zip(*shapes, strict=False)]
+    return sum(abs(math.log((a + 1) / (b + 1))) for a, b in pairs)  # 1: a size may be 0
 
 
 @functools.cache

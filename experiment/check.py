@@ -256,17 +256,16 @@ def main(arguments: list[str]) -> None:
 def on_gpus(params: Params) -> list[str]:
     """Lines of text: a census of each training's step on a GPU, and what common GPUs would make of it."""
     lines = [f"A step on one GPU, counted; crops a second, predicted, not measured ({roofline.ASSUMED}):"]
-    alike: dict[str, list[str]] = {}
+    alike: dict[tuple[str, str], list[str]] = {}
     for stage, price in train_costs(params, "cuda", 1).items():
         rates = [
             f"{name} {price.rate(gpu):,.0f}" for name, gpu in roofline.GPUS.items()
             if price.device_bytes + cost.UNCOUNTED < gpu.memory
         ]  # fmt: skip
-        words = (
-            f"{cost.in_words(price.step, price.crops // price.steps)}\n    {', '.join(rates) or 'too large for each'}"
-        )
+        words = cost.in_words(price.step, price.crops // price.steps), ", ".join(rates) or "too large for each"
         alike.setdefault(words, []).append(stage)
-    lines += [f"  {', '.join(stages)}: {words}" for words, stages in alike.items()]
+    for (step, rates), stages in alike.items():
+        lines += [f"  {', '.join(stages)}: {step}", f"    {rates}"]
     return lines
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from deconvnet import census as module
-from deconvnet import roofline
+from deconvnet import cost, roofline
 from deconvnet.census import Call, Census, census
 from deconvnet.nets.deconvnet import DeconvNet
 from deconvnet.roofline import GPUS, Device, predict
@@ -153,11 +153,22 @@ def test_accumulation_and_batch_norms_groups():
     whole = training_census(Run(batch=16, micro_batch=16), spec, side)
     parts = training_census(Run(batch=16, micro_batch=8), spec, side)
     assert parts.flops == whole.flops and parts.peak < whole.peak and parts.waits.total() == 2 * whole.waits.total()
-    names = [name for name in parts.operators() if "deconvnet." in name or name.startswith("_fused_sgd")]
-    assert "_fused_sgd_" in names
+    update = parts.operators()[
+        "_fused_sgd_"
+    ]  # weights, gradients, momentum: read; weights, gradients, momentum: written
+    assert update.bytes == whole.operators()["_fused_sgd_"].bytes == 6 * 4 * cost.parameters(spec)
     float32 = training_census(Run(batch=16, micro_batch=16, precision="float32"), spec, side)
     assert float32.flops == whole.flops and 1.3 * whole.bytes < float32.bytes < 2.2 * whole.bytes
     assert not torch.is_autocast_enabled("cuda")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_counting_draws_no_random_numbers(device):
+    """A training counts its step when it starts."""
+    before = torch.get_rng_state()
+    training_census(Run(batch=6, micro_batch=6, batch_norm_crops=None), SPECS["fcn"], (64, 64), device)
+    inference_census(SPECS["fcn"], (64, 64), 3, "bf16", device)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("micro_batch", [8, 16])
