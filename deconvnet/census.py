@@ -211,9 +211,10 @@ class Recorder(TorchDispatchMode):
 
 
 def _call(name, func, args, kwargs, inputs, outputs, out) -> Call:
+    # fused optimisers would write gradients only to undo a scale, which there is not
     written = [
         leaf for argument, value in zip(func._schema.arguments, args, strict=False)
-        if argument.alias_info is not None and argument.alias_info.is_write
+        if argument.alias_info is not None and argument.alias_info.is_write and argument.name != "grads"
         for leaf in tree_leaves(value) if isinstance(leaf, Tensor)
     ]  # fmt: skip
     read = inputs[1:] if name in OVERWRITE else inputs
