@@ -2,7 +2,7 @@
 
 Bytes per image and rates of the stages without a net were measured on VOC (docs/sharing.md, docs/scaling.md) and are
 scaled by pixels and classes; nets are counted (deconvnet/cost.py). Sizes of images are read from data/dataset once it
-is there; before, they follow from train_fcn.canvas.
+is there; before, they follow from train_fcn.canvas. Times of nets are predicted (deconvnet/roofline.py).
 """
 
 import argparse
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from deconvnet import cost, tables
+from deconvnet import cost, roofline, tables
 from deconvnet.errors import InputError
+from deconvnet.roofline import Device
 from deconvnet.settings import Run
+from deconvnet.steps import inference_census
 from deconvnet.systems import SYSTEMS
-from deconvnet.training.flops import peak_flops
 from experiment.cli import run
 from experiment.machine import cores, gpus
 from experiment.params import Params, load
@@ -103,44 +104,55 @@ def trainings(params: Params) -> dict[str, tuple[Run, dict, tuple[int, int]]]:
     }
 
 
-def train_needs(params: Params, device: torch.device, devices: int, rates: dict[str, float]) -> list[Need]:
-    """Of each training: checkpoints on disk, memory of the device, operations, seconds."""
-    needs = []
+def train_costs(params: Params, device: str, devices: int) -> dict[str, cost.Cost]:
+    """What each training needs on so many devices, "cuda" or "cpu", or as many as its batch divides among."""
+    costs = {}
     for stage, (plan, spec, size) in trainings(params).items():
+        if stage == "pretrain" and params.fetch.vgg16.addresses:
+            continue  # VGG-16's weights are passed on
         usable = plan.devices(devices)
         plan = dataclasses.replace(plan, micro_batch=plan.micro_batch_for(usable))
-        if stage == "pretrain" and params.fetch.vgg16.addresses:
+        costs[stage] = cost.count(plan, spec, size, device, usable)
+    return costs
+
+
+def train_needs(params: Params, costs: dict[str, cost.Cost], machine: Device) -> list[Need]:
+    """Of each training: checkpoints on disk, memory of the device, operations, seconds."""
+    needs = []
+    for stage, (plan, spec, _) in trainings(params).items():
+        if stage not in costs:
             needs.append(Need(stage, 4 * cost.parameters(spec), note="VGG-16's weights, passed on"))
             continue
-        price = cost.count(plan, spec, size, device.type)
-        span = cost.seconds(price.flops, device, rates[plan.precision], usable)
-        memory = price.device_bytes + (cost.UNCOUNTED if device.type == "cuda" else 0)
-        note = f"{price.steps:,} steps of {plan.batch} crops, {plan.micro_batch} at once"
-        needs.append(Need(stage, cost.KEPT * price.parameters, memory, price.flops, span, note))
+        price = costs[stage]
+        memory = price.device_bytes + (0 if machine.samples else cost.UNCOUNTED)
+        note = f"{price.steps:,} steps of {plan.batch} crops, {price.micro_batch} at once"
+        needs.append(Need(stage, cost.KEPT * price.parameters, memory, price.flops, price.seconds(machine), note))
     return needs
 
 
-def infer_needs(params: Params, images: Images, device: torch.device, devices: int, rates: dict[str, float]) -> list:
+def infer_needs(params: Params, images: Images, device: str, devices: int, machine: Device) -> list[Need]:
     """Re-estimation and the scores of every system with a net."""
-    plans = trainings(params)
-    _, spec, size = plans["train_stage2"]
-    window = cost.forward_flops(spec, size)
-    flops = params.reestimate.passes * params.reestimate.batch * window if spec["eps"] is not None else 0
-    rate = rates[params.train.stage2.precision]
-    needs = [Need("reestimate", 4 * cost.parameters(spec), 0, flops, cost.seconds(flops, device, rate))]
-    _, fcn, _ = plans["train_fcn"]
-    number = params.infer.deconvnet.proposals
+    plans, infer = trainings(params), params.infer
+    plan, spec, size = plans["train_stage2"]
+    passes = params.reestimate.passes if spec["eps"] is not None else 0
+    window = inference_census(spec, size, params.reestimate.batch, plan.precision, device)
+    span = passes * roofline.predict(window, machine)
+    needs = [Need("reestimate", 4 * cost.parameters(spec), 0, passes * window.flops, span)]
+    _, fcn, canvas = plans["train_fcn"]
     stored = images.inferred * images.pixels * len(params.dataset.classes)
     for key, system in SYSTEMS.items():
         if system.net is None:
             continue
         if system.net == "fcn":
-            each = cost.forward_flops(fcn, params.train_fcn.canvas)
+            at_once, batches = infer.fcn_batch, images.inferred / infer.fcn_batch
+            batch = inference_census(fcn, canvas, at_once, infer.precision, device)
         else:
-            each = window * (max(number, *params.infer.growth) if key == "deconvnet" else number)
-        span = cost.seconds(images.inferred * each, device, rates[params.infer.precision], devices)
-        span += stored * SCORE_SECONDS / (devices if device.type == "cuda" else cores())
-        needs.append(Need(f"infer@{key}", stored * SCORE_BYTES, 0, images.inferred * each, span))
+            number, at_once = infer.deconvnet.proposals, infer.deconvnet.batch
+            batches = images.inferred * (max(number, *infer.growth) if key == "deconvnet" else number) / at_once
+            batch = inference_census(spec, size, at_once, infer.precision, device)
+        span = batches * roofline.predict(batch, machine) / devices
+        span += stored * SCORE_SECONDS / (devices if device == "cuda" else cores())
+        needs.append(Need(f"infer@{key}", stored * SCORE_BYTES, 0, batches * batch.flops, span))
     return needs
 
 
@@ -207,13 +219,13 @@ def main(arguments: list[str]) -> None:
     cuda = torch.cuda.is_available()
     device, devices = torch.device("cuda" if cuda else "cpu"), max(gpus(), 1) if cuda else 1
     precisions = {plan.precision for plan, *_ in trainings(params).values()} | {params.infer.precision}
-    rates = {precision: peak_flops(device, precision) for precision in precisions}
-    trained = train_needs(params, device, devices, rates)
+    machine = roofline.measure(device, tuple(sorted(precisions)))
+    trained = train_needs(params, train_costs(params, device.type, devices), machine)
     images = count_images(params, Path("data/dataset"))
     needs = [fetch_needs(params)]
     if images:
         others = other_needs(params, images)
-        needs += [*others[:3], *trained, *infer_needs(params, images, device, devices, rates), *others[3:]]
+        needs += [*others[:3], *trained, *infer_needs(params, images, device.type, devices, machine), *others[3:]]
     else:
         needs += trained
     _, deconvnet, _ = trainings(params)["train_stage2"]
@@ -223,24 +235,38 @@ def main(arguments: list[str]) -> None:
     print("\n".join(table([*needs, total])))
 
     pictures = f"{images.all:,} images of {images.pixels:,.0f} px on average" if images else "images of unknown number"
-    shares = (
-        f"{cost.SHARE[device.type]:.0%} of a matrix product's rate ({'assumed' if cuda else 'measured on 2 cores'})"
-    )
-    rate = ", ".join(f"{rates[name] / 1e12:,.2g} TFLOP/s in {name}" for name in sorted(rates))
-    print(f"\n{pictures}; {devices} x {device.type}, {rate}; {cores()} cores")
+    rate = ", ".join(f"{rate / 1e12:,.2g} TFLOP/s in {name}" for name, rate in machine.flops.items())
+    print(f"\n{pictures}; {devices} x {device.type}, {rate}, {machine.bandwidth / 1e9:,.0f} GB/s; {cores()} cores")
     print(f"disk: all at once, with {cost.gigabytes(passing)} of checkpoints that go when a training ends; DVC's cache")
     print(
         "takes the results once more where the file system has no reflinks. memory: of a training, of its device, with"
     )
-    print(f"{cost.gigabytes(cost.UNCOUNTED)} for CUDA and cuDNN, else of the host. time: nets at {shares},")
-    print("the rest as measured on VOC (docs/scaling.md); downloads are left out.")
+    print(f"{cost.gigabytes(cost.UNCOUNTED)} for CUDA and cuDNN, else of the host. time: nets predicted, the rest as")
+    print("measured on VOC (docs/scaling.md); downloads are left out.")
     if not images:
         print(
             "The number of images is known from dataset.counts or once data/dataset is there; stages that grow with it"
         )
         print("are left out.")
+    print("\n" + "\n".join(on_gpus(params)))
     for line in warnings(params, images, needs, disk, device):
         print(f"warning: {line}")
+
+
+def on_gpus(params: Params) -> list[str]:
+    """Lines of text: a census of each training's step on a GPU, and what common GPUs would make of it."""
+    lines = [f"A step on one GPU, counted; crops a second, predicted, not measured ({roofline.ASSUMED}):"]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for stage, price in train_costs(params, "cuda", 1).items():
+        rates = [
+            f"{name} {price.rate(gpu):,.0f}" for name, gpu in roofline.GPUS.items()
+            if price.device_bytes + cost.UNCOUNTED < gpu.memory
+        ]  # fmt: skip
+        words = cost.in_words(price.step, price.crops // price.steps), ", ".join(rates) or "too large for each"
+        alike.setdefault(words, []).append(stage)
+    for (step, rates), stages in alike.items():
+        lines += [f"  {', '.join(stages)}: {step}", f"    {rates}"]
+    return lines
 
 
 def warnings(params: Params, images: Images | None, needs: list[Need], disk: float, device: torch.device) -> list[str]:

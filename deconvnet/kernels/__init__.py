@@ -19,21 +19,21 @@ from torch import Tensor
 from deconvnet.images import VOID
 from deconvnet.kernels import cpu, plain
 
-# Kernels that a GPU starts for a call, and how many times an input is read beyond once (in inputs, by place).
+# Kernels that a GPU starts for a call, and the arguments, by place, that they read twice.
 KERNELS = {
-    "batch_norm_relu": (2, {0: 1}),  # x: for the statistics, then to normalise
-    "batch_norm_relu_backward": (3, {0: 1, 1: 1, 2: 1}),
-    "pool": (1, {}),
-    "place": (1, {}),
-    "pick": (1, {}),
-    "crop_losses": (1, {}),
-    "crop_losses_backward": (1, {}),
+    "batch_norm_relu": (2, (0,)),  # x: for the statistics, then to normalise
+    "batch_norm_relu_backward": (3, (0, 1)),
+    "pool": (1, ()),
+    "place": (1, ()),
+    "pick": (1, ()),
+    "crop_losses": (2, ()),
+    "crop_losses_backward": (1, ()),
 }
 
 _library = torch.library.Library("deconvnet", "DEF")
 _library.define("batch_norm_relu(Tensor x, Tensor weight, Tensor bias, float eps, int crops) -> (Tensor, Tensor)")
 _library.define(
-    "batch_norm_relu_backward(Tensor gradient, Tensor x, Tensor y, Tensor weight, Tensor statistics) "
+    "batch_norm_relu_backward(Tensor gradient, Tensor x, Tensor weight, Tensor bias, Tensor statistics) "
     "-> (Tensor, Tensor, Tensor)"
 )
 _library.define("pool(Tensor x) -> (Tensor, Tensor)")
@@ -129,7 +129,7 @@ class _BatchNormReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps, crops):
         y, statistics = _ops.batch_norm_relu(x, weight, bias, eps, crops)
-        ctx.save_for_backward(x, y, weight, statistics)
+        ctx.save_for_backward(x, weight, bias, statistics)
         return y
 
     @staticmethod

@@ -27,22 +27,13 @@ inline void store(bf16* place, float value) {  // to the nearest, ties to even; 
   *place = bf16((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : uint16_t(rounded));
 }
 
-// The gradient where ReLU let its input through, else 0. By bits: the sign bit is unset and another is set.
-inline float passed(float gradient, float shown) {
-  uint32_t bits, gate;
+// The gradient where what ReLU saw is above 0, else 0; by bits, which turns into vector instructions.
+inline float passed(float gradient, float seen) {
+  uint32_t bits;
   std::memcpy(&bits, &gradient, 4);
-  std::memcpy(&gate, &shown, 4);
-  bits &= int32_t(gate) > 0 ? 0xffffffff : 0;
+  bits &= seen > 0 ? 0xffffffff : 0;
   std::memcpy(&gradient, &bits, 4);
   return gradient;
-}
-
-inline float passed(bf16 gradient, bf16 shown) {
-  uint32_t bits = uint32_t(gradient) << 16, gate = uint32_t(shown) << 16;
-  bits &= int32_t(gate) > 0 ? 0xffffffff : 0;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
 }
 
 constexpr int64_t LANES = 256;   // values that are summed side by side, so that no sum waits for the one before
@@ -120,45 +111,49 @@ void batch_norm_relu(const T* x, const float* weight, const float* bias, float e
 }
 
 template <typename T>
-void batch_norm_relu_backward(const T* gradient, const T* x, const T* y, const float* weight, const float* statistics,
-                              int64_t groups, int64_t rows, int64_t channels, T* out, float* weight_gradient,
-                              float* bias_gradient) {
+void batch_norm_relu_backward(const T* gradient, const T* x, const float* weight, const float* bias,
+                              const float* statistics, int64_t groups, int64_t rows, int64_t channels, T* out,
+                              float* weight_gradient, float* bias_gradient) {
   int64_t fold = folded(rows, channels), length = channels * fold, tall = rows / fold;
   std::vector<double> plain(channels), scaled(channels);
+  std::vector<float> factor(channels), slope(channels), constant(channels);
+  auto biases = repeated(bias, channels, fold);
+  const float* b = biases.data();
   for (int64_t c = 0; c < channels; c++) weight_gradient[c] = bias_gradient[c] = 0;
   for (int64_t g = 0; g < groups; g++) {
     const float *mean = statistics + 2 * g * channels, *inverse = mean + channels;
-    auto means = repeated(mean, channels, fold);
-    sums(tall, length, channels, plain.data(), scaled.data(), [&](int64_t row, float* __restrict one, float* __restrict two) {
-      const T *dy = gradient + row * length, *values = x + row * length, *shown = y + row * length;
-      const float* less = means.data();
-      for (int64_t i = 0; i < length; i++) {
-        float d = passed(dy[i], shown[i]);
-        one[i] += d;
-        two[i] += d * (load(values[i]) - less[i]);
-      }
-    });
+    for (int64_t c = 0; c < channels; c++) factor[c] = weight[c] * inverse[c];
+    auto means = repeated(mean, channels, fold), factors = repeated(factor.data(), channels, fold);
+    const float *m = means.data(), *f = factors.data();
+    sums(tall, length, channels, plain.data(), scaled.data(),
+         [&](int64_t row, float* __restrict one, float* __restrict two) {
+           const T *dy = gradient + row * length, *values = x + row * length;
+           for (int64_t i = 0; i < length; i++) {
+             float value = load(values[i]) - m[i];
+             float d = passed(load(dy[i]), value * f[i] + b[i]);
+             one[i] += d;
+             two[i] += d * value;
+           }
+         });
     // dx = weight / std * (d - mean of d - normalised x * mean of (d * normalised x))
-    std::vector<float> factor(channels), slope(channels), constant(channels);
     for (int64_t c = 0; c < channels; c++) {
       weight_gradient[c] += float(scaled[c] * inverse[c]);
       bias_gradient[c] += float(plain[c]);
-      factor[c] = weight[c] * inverse[c];
       slope[c] = float(-double(factor[c]) * inverse[c] * inverse[c] * scaled[c] / rows);
       constant[c] = float(-double(factor[c]) * plain[c] / rows);
     }
-    auto factors = repeated(factor.data(), channels, fold), slopes = repeated(slope.data(), channels, fold),
-         constants = repeated(constant.data(), channels, fold);
-    const float *f = factors.data(), *s = slopes.data(), *k = constants.data(), *m = means.data();
+    auto slopes = repeated(slope.data(), channels, fold), constants = repeated(constant.data(), channels, fold);
+    const float *s = slopes.data(), *k = constants.data();
     for (int64_t row = 0; row < tall; row++) {
-      const T *dy = gradient + row * length, *values = x + row * length, *shown = y + row * length;
+      const T *dy = gradient + row * length, *values = x + row * length;
       T* __restrict place = out + row * length;
       for (int64_t i = 0; i < length; i++) {
-        float d = passed(dy[i], shown[i]);
-        store(place + i, f[i] * d + s[i] * (load(values[i]) - m[i]) + k[i]);
+        float value = load(values[i]) - m[i];
+        float d = passed(load(dy[i]), value * f[i] + b[i]);
+        store(place + i, f[i] * d + s[i] * value + k[i]);
       }
     }
-    gradient += rows * channels, x += rows * channels, y += rows * channels, out += rows * channels;
+    gradient += rows * channels, x += rows * channels, out += rows * channels;
   }
 }
 
@@ -337,10 +332,10 @@ void crop_losses_backward(const T* logits, const uint8_t* labels, const float* f
                                 int64_t rows, int64_t channels, T* y, float* statistics) {                            \
     batch_norm_relu(x, weight, bias, eps, groups, rows, channels, y, statistics);                                     \
   }                                                                                                                   \
-  void batch_norm_relu_backward_##suffix(const T* gradient, const T* x, const T* y, const float* weight,              \
+  void batch_norm_relu_backward_##suffix(const T* gradient, const T* x, const float* weight, const float* bias,       \
                                          const float* statistics, int64_t groups, int64_t rows, int64_t channels,     \
                                          T* out, float* weight_gradient, float* bias_gradient) {                      \
-    batch_norm_relu_backward(gradient, x, y, weight, statistics, groups, rows, channels, out, weight_gradient,        \
+    batch_norm_relu_backward(gradient, x, weight, bias, statistics, groups, rows, channels, out, weight_gradient,     \
                              bias_gradient);                                                                          \
   }                                                                                                                   \
   void pool_##suffix(const T* x, int64_t rows, int64_t width, int64_t channels, T* y, uint8_t* switches) {            \

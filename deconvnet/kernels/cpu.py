@@ -64,12 +64,12 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, crops: 
 
 
 def batch_norm_relu_backward(
-    gradient: Tensor, x: Tensor, y: Tensor, weight: Tensor, statistics: Tensor
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, weight_gradient, bias_gradient = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     groups, channels = len(statistics), x.shape[1]
     _call(
-        "batch_norm_relu_backward", gradient, x, y, weight, statistics, groups, x.numel() // groups // channels,
+        "batch_norm_relu_backward", gradient, x, weight, bias, statistics, groups, x.numel() // groups // channels,
         channels, out, weight_gradient, bias_gradient,
     )  # fmt: skip
     return out, weight_gradient, bias_gradient

@@ -100,13 +100,18 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, crops: 
 
 
 @triton.jit
-def _slopes(gradient, x, y, statistics, partial, rows, channels, part, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _slopes(
+    gradient, x, weight, bias, statistics, partial, rows, channels, part, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     """Sums of the gradient behind ReLU, and of its product with the value less the mean."""
     group, number, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < channels
     offset = group.to(tl.int64) * rows * channels
     mean = tl.load(statistics + group * 2 * channels + column, mask=inside, other=0)
+    inverse = tl.load(statistics + (group * 2 + 1) * channels + column, mask=inside, other=0)
+    factor = inverse * tl.load(weight + column, mask=inside, other=0)
+    shift = tl.load(bias + column, mask=inside, other=0)
     first = tl.zeros((COLUMNS,), tl.float32)
     second = tl.zeros((COLUMNS,), tl.float32)
     end = tl.minimum((number + 1) * part, rows)
@@ -114,9 +119,9 @@ def _slopes(gradient, x, y, statistics, partial, rows, channels, part, ROWS: tl.
         row = start + tl.arange(0, ROWS)
         mask = (row < end)[:, None] & inside[None, :]
         place = offset + row[:, None] * channels + column[None, :]
-        shown = tl.load(y + place, mask=mask, other=0).to(tl.float32)
-        slope = tl.where(shown > 0, tl.load(gradient + place, mask=mask, other=0).to(tl.float32), 0.0)
         value = tl.load(x + place, mask=mask, other=0).to(tl.float32) - mean[None, :]
+        slope = tl.load(gradient + place, mask=mask, other=0).to(tl.float32)
+        slope = tl.where(value * factor[None, :] + shift[None, :] > 0, slope, 0.0)  # behind ReLU
         first += tl.sum(slope, 0)
         second += tl.sum(slope * value, 0)
     place = partial + (group * parts + number) * 2 * channels + column
@@ -126,7 +131,7 @@ def _slopes(gradient, x, y, statistics, partial, rows, channels, part, ROWS: tl.
 
 @triton.jit
 def _differentiate(
-    gradient, x, y, weight, statistics, partial, out, sums, rows, channels, part, ROWS: tl.constexpr,
+    gradient, x, weight, bias, statistics, partial, out, sums, rows, channels, part, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
     group, number, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -141,6 +146,7 @@ def _differentiate(
         tl.store(place, second * inverse, mask=inside)
         tl.store(place + channels, first, mask=inside)
     factor = inverse * tl.load(weight + column, mask=inside, other=0)
+    shift = tl.load(bias + column, mask=inside, other=0)
     tilt = -factor * inverse * inverse * second / rows
     constant = -factor * first / rows
     end = tl.minimum((number + 1) * part, rows)
@@ -148,15 +154,15 @@ def _differentiate(
         row = start + tl.arange(0, ROWS)
         mask = (row < end)[:, None] & inside[None, :]
         place = offset + row[:, None] * channels + column[None, :]
-        shown = tl.load(y + place, mask=mask, other=0).to(tl.float32)
-        slope = tl.where(shown > 0, tl.load(gradient + place, mask=mask, other=0).to(tl.float32), 0.0)
         value = tl.load(x + place, mask=mask, other=0).to(tl.float32) - mean[None, :]
+        slope = tl.load(gradient + place, mask=mask, other=0).to(tl.float32)
+        slope = tl.where(value * factor[None, :] + shift[None, :] > 0, slope, 0.0)  # behind ReLU
         value = factor[None, :] * slope + tilt[None, :] * value + constant[None, :]
         tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
 
 
 def batch_norm_relu_backward(
-    gradient: Tensor, x: Tensor, y: Tensor, weight: Tensor, statistics: Tensor
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups, channels = len(statistics), x.shape[1]
     rows = x.numel() // groups // channels
@@ -164,8 +170,8 @@ def batch_norm_relu_backward(
     out, sums = torch.empty_like(x), torch.empty_like(statistics)
     partial = statistics.new_empty((groups, parts, 2, channels))
     grid = (groups, parts, triton.cdiv(channels, wide))
-    _slopes[grid](gradient, x, y, statistics, partial, rows, channels, part, tall, wide)
-    _differentiate[grid](gradient, x, y, weight, statistics, partial, out, sums, rows, channels, part, tall, wide)
+    _slopes[grid](gradient, x, weight, bias, statistics, partial, rows, channels, part, tall, wide)
+    _differentiate[grid](gradient, x, weight, bias, statistics, partial, out, sums, rows, channels, part, tall, wide)
     weight_gradient, bias_gradient = sums.sum(0)
     return out, weight_gradient, bias_gradient
 

@@ -34,7 +34,7 @@ def batch_norm_relu_shapes(x, weight, bias, eps, crops):
     return torch.empty_like(x), x.new_empty((len(x) // crops, 2, x.shape[1]), dtype=torch.float32)
 
 
-def batch_norm_relu_backward_shapes(gradient, x, y, weight, statistics):
+def batch_norm_relu_backward_shapes(gradient, x, weight, bias, statistics):
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
 
 

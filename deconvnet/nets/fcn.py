@@ -53,7 +53,6 @@ class FCN(nn.Module):
         for upsampling in self.upsamplings:
             with torch.no_grad():
                 upsampling.weight.copy_(torch.eye(classes)[:, :, None, None] * bilinear(2))
-        self.register_buffer("filter", bilinear(stride).expand(classes, 1, -1, -1).clone(), persistent=False)
 
     def set_skip_scales(self, scales) -> None:
         """Change the factors of the scores of pool4 and pool3."""
@@ -83,8 +82,11 @@ class FCN(nn.Module):
             # crop where it lies beyond x, pad where it falls short: with a small kernel `offset` is below 0
             below, aside = (x.shape[axis] + offset - finer.shape[axis] for axis in (2, 3))
             x = x + F.pad(finer, [-offset, aside, -offset, below])
-        x = F.conv_transpose2d(x, self.filter.to(x.dtype), stride=self.stride, groups=len(self.filter))
-        return x[:, :, 31 : 31 + height, 31 : 31 + width]  # (B, classes, H, W)
+        # The last upsampling, a transposed convolution with the bilinear filter, begins half a stride earlier.
+        x = F.interpolate(x, scale_factor=self.stride, mode="bilinear")
+        first = 31 - self.stride // 2
+        x = x[:, :, first : first + height, first : first + width]  # (B, classes, H, W)
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def bilinear(factor: int) -> Tensor:

@@ -84,7 +84,7 @@ class Dropout(nn.Module):
             return x
         if self.seeds is None:
             return F.dropout(x, self.share)
-        generator = torch.Generator(x.device)
+        generator = torch.Generator("cpu" if x.is_meta else x.device)
         kept = torch.empty_like(x)
         for mask, seed in zip(kept, self.seeds, strict=True):
             mask.bernoulli_(1 - self.share, generator=generator.manual_seed(seed))

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from deconvnet import cost, kernels
+from deconvnet import kernels
 from deconvnet.batches import Batches, ahead
 from deconvnet.errors import InputError
 from deconvnet.nets import files
@@ -28,7 +28,6 @@ from deconvnet.settings import Run
 from deconvnet.training import devices, origin
 from deconvnet.training.checkpoints import Checkpoints
 from deconvnet.training.devices import Worker
-from deconvnet.training.flops import flops_per_crop, peak_flops
 from deconvnet.training.lanes import Lane, Lanes
 from deconvnet.training.metrics import confusion_matrix, loss_sum, summary
 from deconvnet.training.optimiser import Optimiser, Schedule
@@ -124,10 +123,7 @@ class Trainer:
 
     def _run_steps(self) -> None:
         run, worker = self.run, self.worker
-        begin, first, flops, peak = time.monotonic(), self.step, 0.0, 1.0
-        if worker.rank == 0 and first < run.steps:
-            flops, peak = flops_per_crop(self.net, self.batches.size), peak_flops(worker.device, run.precision)
-            worker.say(cost.needs(run, self.net, self.batches.size, worker.device, worker.world, peak))
+        begin, first = time.monotonic(), self.step
         with progress(total=run.steps, initial=first, unit="step", disable=worker.rank > 0) as bar:
             while self.step < run.steps:
                 self._train_step()
@@ -136,11 +132,7 @@ class Trainer:
                 if ends_row or self.step % self.sync_every == 0:
                     self._sync_losses()
                     rate = (self.step - first) * run.batch / (time.monotonic() - begin)
-                    bar.set_postfix_str(
-                        f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s, "
-                        f"{flops * rate / worker.world / peak:.0%} of peak",
-                        refresh=False,
-                    )
+                    bar.set_postfix_str(f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s", refresh=False)
                     bar.update(self.step - bar.n)
                 if ends_row:
                     self._end_row()
@@ -153,21 +145,28 @@ class Trainer:
                     sys.exit(128 + signal.SIGTERM)
 
     def _train_step(self) -> None:
-        run, worker = self.run, self.worker
-        parts = range(worker.rank * self.part, run.batch, worker.world * self.part)  # the first crop of each
-        lanes = len(self.lanes.lanes)
+        self.pending.append(self.compute_gradients())
+        self.update()
+
+    def compute_gradients(self) -> Tensor:
+        """The gradients of the step's crops, into the optimiser; the step's loss, of this process."""
+        parts = range(self.worker.rank * self.part, self.run.batch, self.worker.world * self.part)  # their first crops
+        lanes = self.lanes.lanes
         if self.made is None:
-            self.made = ahead(self._batches(parts), worker.device)
+            self.made = ahead(self._batches(parts), self.worker.device)
         self.lanes.train()
-        total = torch.zeros((), device=worker.device)
-        for begin in range(0, len(parts), lanes):
-            for loss in self.lanes.map(self._train_part, parts[begin : begin + lanes]):
+        total = torch.zeros((), device=self.worker.device)
+        for begin in range(0, len(parts), len(lanes)):
+            for loss in self.lanes.map(self._train_part, parts[begin : begin + len(lanes)]):
                 total += loss
-            for index, lane in enumerate(self.lanes.lanes):
+            for index, lane in enumerate(lanes):
                 self.optimiser.take(lane.gradients(), first=begin + index == 0)
+        return total
+
+    def update(self) -> None:
+        """Change the net by the gradients."""
         self.optimiser.step(self.schedule.rate(self.step))
         self.lanes.refresh()
-        self.pending.append(total)
 
     def _batches(self, parts: range) -> Iterator[tuple[Tensor, Tensor]]:
         for step in range(self.step, self.run.steps):

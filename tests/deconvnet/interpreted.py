@@ -31,7 +31,7 @@ for dtype, (shape, crops) in itertools.product(
     weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
     y, statistics = cpu.batch_norm_relu(x, weight, bias, 1e-9, crops)
     same(gpu.batch_norm_relu(x, weight, bias, 1e-9, crops), (y, statistics), dtype, f"forward {case}")
-    arguments = gradient, x, y, weight, statistics
+    arguments = gradient, x, weight, bias, statistics
     scale = gradient.abs().sum() / 100  # sums over many values
     found, wanted = gpu.batch_norm_relu_backward(*arguments), cpu.batch_norm_relu_backward(*arguments)
     same(found[0], wanted[0], dtype, f"backward {case}")

@@ -302,3 +302,25 @@ def test_torchvision_names_are_torchvisions(vgg16):
     assert {f"{names[0]}.weight" for names in NAMES.values()} == {
         name for name, tensor in vgg16.state_dict().items() if name.endswith("weight") and tensor.shape[0] != 2
     }
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize("height, width", [(160, 200), (97, 64), (33, 131)])
+def test_last_upsampling_is_the_transposed_convolution_of_the_release(stride, height, width):
+    """Wherever the image is, though a transposed convolution fades out at a map's edge and interpolation does not."""
+    net = FCN(TINY, 3, None, stride).eval()
+    maps = []
+    interpolate = F.interpolate
+
+    def watch(x, **more):
+        maps.append(x)
+        return interpolate(x, **more)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        for layer in (net.score_fc7, *net.score_pools):
+            nn.init.normal_(layer.weight)
+        patch.setattr("deconvnet.nets.fcn.F.interpolate", watch)
+        found = net(torch.randint(0, 256, (2, 3, height, width)))
+    filters = bilinear(stride).expand(3, 1, -1, -1)
+    expected = F.conv_transpose2d(maps[0], filters, stride=stride, groups=3)[:, :, 31 : 31 + height, 31 : 31 + width]
+    torch.testing.assert_close(found, expected)

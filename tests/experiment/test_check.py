@@ -9,11 +9,13 @@ import yaml
 
 from deconvnet import cost, tables
 from deconvnet.errors import InputError
+from deconvnet.roofline import GPUS
+from deconvnet.steps import inference_census
 from experiment import check
 from experiment.params import load
 
 ROOT = check.Path(__file__).parents[2]
-GPU = torch.device("cuda")
+GPU = GPUS["H200 SXM"]
 
 
 def rows(out):
@@ -69,25 +71,31 @@ def test_needs_by_hand():
     assert needs["edeconvnet_crf"].disk == pytest.approx(1449 * 3200)
     assert needs["fcn8s_crf"].seconds == pytest.approx(1449 * 2 / check.cores())
 
-    rates = {"bf16": 250e12}
-    trained = {need.stage: need for need in check.train_needs(params, GPU, 3, rates)}
-    stage1 = trained["train_stage1"]
-    price = cost.count(params.train.stage1, check.trainings(params)["train_stage1"][1], (224, 224), "cuda")
+    costs = check.train_costs(params, "cuda", 3)
+    trained = {need.stage: need for need in check.train_needs(params, costs, GPU)}
+    stage1, price = trained["train_stage1"], costs["train_stage1"]
+    assert price.devices == 2  # 64 crops do not divide among 3
     assert (stage1.flops, stage1.memory) == (price.flops, price.device_bytes + cost.UNCOUNTED)
     assert stage1.disk == 3 * 4 * 251_805_653  # model, checkpoint, best weights, float32
-    assert stage1.seconds == pytest.approx(price.flops / (2 * 100e12))  # of 3 GPUs 64 crops divide among 2
-    inferred = {need.stage: need for need in check.infer_needs(params, images, GPU, 2, rates)}
-    window = cost.forward_flops(check.trainings(params)["train_stage1"][1], (224, 224))
-    assert inferred["infer@stage1"].flops == 1449 * 50 * window
-    assert inferred["infer@deconvnet"].flops == 1449 * 100 * window  # infer.growth goes to 100
-    assert inferred["reestimate"].flops == 501 * 28 * window
+    assert stage1.seconds == pytest.approx(price.seconds(GPU))
+    inferred = {need.stage: need for need in check.infer_needs(params, images, "cuda", 2, GPU)}
+    window = inference_census(check.trainings(params)["train_stage1"][1], (224, 224), 1).flops
+    assert inferred["infer@stage1"].flops == pytest.approx(1449 * 50 * window)
+    assert inferred["infer@deconvnet"].flops == pytest.approx(1449 * 100 * window)  # infer.growth goes to 100
+    assert inferred["reestimate"].flops == pytest.approx(501 * 28 * window)
+
+
+def test_what_common_gpus_would_make_of_it():
+    lines = check.on_gpus(load(ROOT / "params.yaml"))
+    assert len(lines) == 5 and lines[1].startswith("  train_stage1, train_stage2: 0.2 TFLOP, 1.")
+    assert "T4" in lines[2] and "H200" in lines[2]  # 9.3 GB fit all of them
 
 
 def test_without_published_weights_the_encoder_is_trained(experiment):
     params = load()
     assert not params.fetch.vgg16.addresses
-    rates = {"bf16": 1e12, "float32": 1e12}
-    trained = {need.stage: need for need in check.train_needs(params, torch.device("cpu"), 1, rates)}
+    costs = check.train_costs(params, "cuda", 1)
+    trained = {need.stage: need for need in check.train_needs(params, costs, GPU)}
     run = params.pretrain.run
     assert trained["pretrain"].flops > run.steps * run.batch * 1e6 and "steps of" in trained["pretrain"].note
 
