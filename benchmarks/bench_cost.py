@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
         )  # fmt: skip
         run = dataclasses.replace(demo.train.stage2, batch=crops, micro_batch=crops)
         _, spec, shape = trainings(params)["train_stage2"]
-        step = training_census(run, spec, shape, "cpu")
+        step = training_census(run, spec, shape)
         predicted = roofline.predict(step, machine)
         ours = Ours(params, run, table, folder)
         measured = fastest(lambda ours=ours: ours(1), device, 5)

@@ -43,7 +43,7 @@ def predictions(params: Params, names: list[str]) -> list[str]:
             room = "" if kind == "cpu" or memory < device.memory else "  too much for it"
             lines.append(f"{name:18}{stage:14}{price.rate(device):9,.1f}{cost.duration(price.seconds(device)):>10}"
                          f"{cost.gigabytes(memory):>9}{room}")  # fmt: skip
-        forward = inference_census(spec, size, infer.deconvnet.batch, infer.precision, kind)
+        forward = inference_census(spec, size, infer.deconvnet.batch, infer.precision)
         image = roofline.predict(forward, device) / infer.deconvnet.batch * infer.deconvnet.proposals
         lines.append(f"{name:18}inference: {1 / image:.2g} images/s of {infer.deconvnet.proposals} windows, the net "
                      "alone")  # fmt: skip

@@ -1,6 +1,6 @@
 """A census of a computation: every operator that it calls, without computing anything.
 
-`census` runs a function on tensors without values (the meta device stands for a GPU, fake tensors for the CPU) and
+`census` runs a function on tensors of the meta device, which have no values and stand for those of any device, and
 writes down each operator that moves data: floating-point operations, bytes, kernels; and what the host waits for, what
 is copied to the device, how much memory is live. It counts what PyTorch asks for. What a library adds inside of an
 operator (cuDNN's workspaces, a second kernel) it cannot see; for operators that we know better there are tables.
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
@@ -145,10 +144,8 @@ class Recorder(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         asked = any(self._here(tensor) for tensor in inputs)
         begin = clock()
-        if asked and (inputs[0].is_meta or isinstance(inputs[0], FakeTensor)):
-            out = self._without_values(name, func, args, kwargs)
-        else:
-            out = func(*args, **kwargs)
+        without = asked and inputs[0].is_meta
+        out = self._without_values(name, func, args, kwargs) if without else func(*args, **kwargs)
         seconds = clock() - begin
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if self.device != "cpu":

@@ -76,8 +76,8 @@ def count(run: Run, spec: dict, size: tuple[int, int], device: str, devices: int
     passes = run.statistics_passes * CROPS if spec["eps"] is not None else 0
     return Cost(
         parameters=number, steps=run.steps, crops=run.steps * run.batch, micro_batch=run.micro_batch, devices=devices,
-        step=training_census(dataclasses.replace(run, batch=run.batch // devices), spec, size, device),
-        forward=inference_census(spec, size, run.micro_batch, run.precision, device),
+        step=training_census(dataclasses.replace(run, batch=run.batch // devices), spec, size),
+        forward=inference_census(spec, size, run.micro_batch, run.precision),
         forwards=validations * (run.held_out_crops + passes) / run.micro_batch,
         lanes=lanes(torch.device(device), groups), disk_bytes=(CHECKPOINTS + 4) * number,
     )  # fmt: skip

@@ -130,29 +130,31 @@ def cut(
     its own pixels repeat), and uint8 (B, h, w) labels, void outside of the image. A label is the one nearest by pixel
     centres; the release rounds down (OpenCV's nearest neighbour), which shifts labels by up to half a pixel.
     """
-    heights, widths = pixels.sizes[images].T
-    ys = _axis(windows[:, 1], windows[:, 3], corners[:, 1], resized[0], size[0], torch.zeros_like(flips), heights)
-    xs = _axis(windows[:, 0], windows[:, 2], corners[:, 0], resized[1], size[1], flips, widths)
-    start = pixels.starts[images, None]
-    (top, bottom, row), down = (torch.where(y < 0, y, start + y * widths[:, None]) for y in ys[:3]), ys[3].float()
-    (left, right, column), along = xs[:3], xs[3].float()
+    # All that has two axes has x first.
+    lengths, device = pixels.sizes[images].flip(1), windows.device  # (B, 2)
+    scale = _pair(resized[1], resized[0], device)
+    place = torch.arange(max(size), device=device)  # (S,), S the longer side
+    back = F.pad(flips[:, None], (0, 1))[:, :, None]
+    place = corners[:, :, None] + torch.where(back, size[1] - 1 - place, place)  # (B, 2, S), in the resized window
+    start, side = windows[:, :2, None], windows[:, 2:, None]
+    centre = ((place + 0.5) * (side.double() / scale) - 0.5).clamp(min=0)
+    before = centre.floor().long()
+    after = torch.minimum(before + 1, side - 1)
+    at = start + torch.stack([before, after, (2 * place + 1) * side // (2 * scale)])  # (3, B, 2, S), in the image
+    at = torch.where((at >= 0) & (at < lengths[:, :, None]), at, OUTSIDE)
+    columns, rows = at[:, :, 0, : size[1]], at[:, :, 1, : size[0]]  # (3, B, w), (3, B, h): before, after, nearest
+    rows = torch.where(rows < 0, rows, pixels.starts[images, None] + rows * lengths[:, :1])
+    weights = (centre - before).float()
+    along, down = weights[:, 0, : size[1]][:, None, :, None], weights[:, 1, : size[0]][:, :, None, None]
 
-    def index(y, x):  # int64 (B, h), (B, w) -> (B, h, w)
-        return (y[:, :, None] + x[:, None, :]).clamp_(min=0)
-
-    def colour(y, x):  # float32 (B, h, w, 4)
-        found = index(y, x)
-        colours = pixels.colours[found].unsqueeze(-1).view(torch.uint8).float()
-        if fill is None:
-            return colours
-        return torch.where((found == 0).unsqueeze(-1), F.pad(fill, (0, 1)), colours)
-
-    along, down = along[:, None, :, None], down[:, :, None, None]
-    upper = torch.lerp(colour(top, left), colour(top, right), along)
-    lower = torch.lerp(colour(bottom, left), colour(bottom, right), along)
+    found = (rows[:2, None, :, :, None] + columns[None, :2, :, None, :]).clamp_(min=0)  # (2, 2, B, h, w): y, x
+    colours = pixels.colours[found].unsqueeze(-1).view(torch.uint8).float()  # (2, 2, B, h, w, 4)
+    if fill is not None:
+        colours = torch.where((found == 0).unsqueeze(-1), F.pad(fill, (0, 1)), colours)
+    upper, lower = torch.lerp(colours[:, 0], colours[:, 1], along)
     crops = torch.lerp(upper, lower, down)[..., :3].permute(0, 3, 1, 2)
 
-    nearest = index(row, column)
+    nearest = (rows[2, :, :, None] + columns[2, :, None, :]).clamp_(min=0)  # (B, h, w)
     labels = pixels.colours[nearest].unsqueeze(-1).view(torch.uint8)[..., 3]
     if instances is not None:
         alone = (pixels.instances[nearest] == instances[:, None, None]) | (labels == VOID)
@@ -160,21 +162,6 @@ def cut(
     return crops, labels
 
 
-def _axis(start, side, corner, resized, size, flip, length):
-    """Along one axis, int64 (B, size) pixels before, after and nearest to each sample, and float64 weights of `after`.
-
-    start, side: of the windows, length: of the images, all (B,) in px. A pixel outside its image is OUTSIDE.
-    """
-    place = torch.arange(size, device=start.device)
-    place = corner[:, None] + torch.where(flip[:, None], size - 1 - place, place)  # in the resized window
-    side, start = side[:, None], start[:, None]
-    centre = ((place + 0.5) * (side.double() / resized) - 0.5).clamp(min=0)
-    before = centre.floor().long()
-    after = torch.minimum(before + 1, side - 1)
-    nearest = (2 * place + 1) * side // (2 * resized)
-
-    def inside(x):
-        x = start + x
-        return torch.where((x >= 0) & (x < length[:, None]), x, OUTSIDE)
-
-    return inside(before), inside(after), inside(nearest), centre - before
+def _pair(x: int, y: int, device: torch.device) -> Tensor | int:
+    """int64 (2, 1), made on the device, or the number that both are."""
+    return x if x == y else torch.stack([torch.full((1,), value, device=device) for value in (x, y)])

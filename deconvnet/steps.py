@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deconvnet import nets
 from deconvnet.batches import Batches
@@ -72,47 +71,32 @@ def _batches(spec: dict, size: tuple[int, int], device: torch.device) -> Batches
     )  # fmt: skip
 
 
-def training_census(run: Run, spec: dict, size: tuple[int, int], device: str = "cuda") -> Census:
-    """A step of `run.batch` crops of `size`, height and width in px, on one device, "cuda" or "cpu".
+def training_census(run: Run, spec: dict, size: tuple[int, int]) -> Census:
+    """A step of `run.batch` crops of `size`, height and width in px, on one device.
 
     Images lie decoded on the device, and are not part of its memory here.
     """
     layout = Run(batch=run.batch, micro_batch=run.micro_batch, batch_norm_crops=run.batch_norm_crops,
                  precision=run.precision, steps=1, held_out=0)  # fmt: skip
-    return _training_census(layout, json.dumps(spec), tuple(size), device)
+    return _training_census(layout, json.dumps(spec), tuple(size))
 
 
 @functools.cache  # stages of one layout share it
-def _training_census(run: Run, spec: str, size: tuple[int, int], device: str) -> Census:
-    where, mode = _without_values(device)
-    with mode, one_thread():
-        gradients, update, resident = training_step(run, json.loads(spec), size, where)
-        return census(gradients, where, resident) + census(update, where, resident)
+def _training_census(run: Run, spec: str, size: tuple[int, int]) -> Census:
+    gradients, update, resident = training_step(run, json.loads(spec), size, "meta")
+    return census(gradients, resident=resident) + census(update, resident=resident)
 
 
-def inference_census(
-    spec: dict, size: tuple[int, int], batch: int, precision: str = "bf16", device: str = "cuda"
-) -> Census:
+def inference_census(spec: dict, size: tuple[int, int], batch: int, precision: str = "bf16") -> Census:
     """A forward pass of `batch` crops of `size`, height and width in px, batch norm folded, to float32 scores."""
-    return _inference_census(json.dumps(spec), tuple(size), batch, precision, device)
+    return _inference_census(json.dumps(spec), tuple(size), batch, precision)
 
 
 @functools.cache
-def _inference_census(spec: str, size: tuple[int, int], batch: int, precision: str, device: str) -> Census:
-    where, mode = _without_values(device)
-    with mode, torch.no_grad(), one_thread():
-        with torch.device(where):
-            net = ready(nets.build(json.loads(spec)).eval(), torch.device(where), precision)
-        images = torch.empty(batch, 3, *size, device=where).contiguous(memory_format=torch.channels_last)
-        return census(lambda: net(images).float(), where, [*net.parameters(), *net.buffers(), images])
-
-
-def _without_values(device: str) -> tuple[str, contextlib.AbstractContextManager]:
-    """Where tensors lie that stand for those of `device`, and the mode that keeps them without values.
-
-    Fake tensors on the CPU, so that what asks for the device goes the CPU's way. PyTorch runs no backward pass on fake
-    CUDA tensors without a GPU, so the meta device stands for that.
-    """
-    if device == "cpu":
-        return "cpu", FakeTensorMode(allow_non_fake_inputs=True)
-    return "meta", contextlib.nullcontext()
+def _inference_census(spec: str, size: tuple[int, int], batch: int, precision: str) -> Census:
+    meta = torch.device("meta")
+    with torch.no_grad():
+        with meta:
+            net = ready(nets.build(json.loads(spec)).eval(), meta, precision)
+        images = torch.empty(batch, 3, *size, device=meta).contiguous(memory_format=torch.channels_last)
+        return census(lambda: net(images).float(), resident=[*net.parameters(), *net.buffers(), images])

@@ -135,7 +135,7 @@ def infer_needs(params: Params, images: Images, device: str, devices: int, machi
     plans, infer = trainings(params), params.infer
     plan, spec, size = plans["train_stage2"]
     passes = params.reestimate.passes if spec["eps"] is not None else 0
-    window = inference_census(spec, size, params.reestimate.batch, plan.precision, device)
+    window = inference_census(spec, size, params.reestimate.batch, plan.precision)
     span = passes * roofline.predict(window, machine)
     needs = [Need("reestimate", 4 * cost.parameters(spec), 0, passes * window.flops, span)]
     _, fcn, canvas = plans["train_fcn"]
@@ -145,11 +145,11 @@ def infer_needs(params: Params, images: Images, device: str, devices: int, machi
             continue
         if system.net == "fcn":
             at_once, batches = infer.fcn_batch, images.inferred / infer.fcn_batch
-            batch = inference_census(fcn, canvas, at_once, infer.precision, device)
+            batch = inference_census(fcn, canvas, at_once, infer.precision)
         else:
             number, at_once = infer.deconvnet.proposals, infer.deconvnet.batch
             batches = images.inferred * (max(number, *infer.growth) if key == "deconvnet" else number) / at_once
-            batch = inference_census(spec, size, at_once, infer.precision, device)
+            batch = inference_census(spec, size, at_once, infer.precision)
         span = batches * roofline.predict(batch, machine) / devices
         span += stored * SCORE_SECONDS / (devices if device == "cuda" else cores())
         needs.append(Need(f"infer@{key}", stored * SCORE_BYTES, 0, batches * batch.flops, span))

@@ -20,8 +20,7 @@ def fold(net: nn.Module) -> nn.Module:
         scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)  # (C,)
         transposed = isinstance(conv, nn.ConvTranspose2d)  # (in, out, k, k), a convolution's weight (out, in, k, k)
         shape = (1, -1, 1, 1) if transposed else (-1, 1, 1, 1)
-        bias = 0.0 if conv.bias is None else conv.bias.double()
-        bias = (bias - norm.running_mean.double()) * scale + norm.bias.double()
+        bias = norm.bias.double() - norm.running_mean.double() * scale
         conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
         conv.weight.copy_(conv.weight.double() * scale.view(shape))
         layer.norm = nn.ReLU(inplace=True)

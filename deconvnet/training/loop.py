@@ -126,7 +126,12 @@ class Trainer:
         begin, first = time.monotonic(), self.step
         with progress(total=run.steps, initial=first, unit="step", disable=worker.rank > 0) as bar:
             while self.step < run.steps:
-                self._train_step()
+                try:
+                    self._train_step()
+                except torch.OutOfMemoryError:
+                    if not self._halve():
+                        raise
+                    continue
                 self.step += 1
                 ends_row = self.step % run.validate_every == 0 or self.step == run.steps
                 if ends_row or self.step % self.sync_every == 0:
@@ -147,6 +152,22 @@ class Trainer:
     def _train_step(self) -> None:
         self.pending.append(self.compute_gradients())
         self.update()
+
+    def _halve(self) -> bool:
+        """Compute half as many crops at once, where that leads to the same result; else False."""
+        crops = self.run.batch_norm_crops
+        if self.worker.world > 1 or not crops or self.part % (2 * crops):
+            return False
+        self.part //= 2
+        self.made = None
+        for lane in self.lanes.lanes:
+            lane.gradients()  # of a step that is computed anew
+        if self.worker.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.worker.say(
+            f"out of memory at step {self.step}: going on with {self.part} crops at once, to the same result"
+        )
+        return True
 
     def compute_gradients(self) -> Tensor:
         """The gradients of the step's crops, into the optimiser; the step's loss, of this process."""

@@ -1,5 +1,6 @@
 """A census against hand arithmetic, and against the operators of a real training step."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -9,13 +10,10 @@ from torch import nn
 from deconvnet import census as module
 from deconvnet import cost, roofline
 from deconvnet.census import Call, Census, census
-from deconvnet.nets.deconvnet import DeconvNet
 from deconvnet.roofline import GPUS, Device, predict
 from deconvnet.settings import Run, Size
-from deconvnet.steps import inference_census, training_census
-from deconvnet.training.devices import Worker
-from deconvnet.training.loop import Trainer
-from tests.world import CPU, RUN, SIZE, crop_batches
+from deconvnet.steps import inference_census, one_thread, training_census, training_step
+from tests.world import CPU, SIZE
 
 
 def empty(*shape, **more):
@@ -132,61 +130,63 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("kind", SPECS)
-def test_bytes_grow_linearly_with_the_batch(kind, device):
+def test_bytes_grow_linearly_with_the_batch(kind):
     side = (SIZE["input_size"],) * 2
 
     def step(crops):
-        return training_census(Run(batch=crops, micro_batch=crops, batch_norm_crops=None), SPECS[kind], side, device)
+        return training_census(Run(batch=crops, micro_batch=crops, batch_norm_crops=None), SPECS[kind], side)
 
     four, eight, twelve = step(4), step(8), step(12)
-    assert twelve.bytes - eight.bytes == pytest.approx(eight.bytes - four.bytes, rel=1e-6)
-    assert twelve.flops == 3 * four.flops and twelve.kernels == four.kernels
+    # of a small image no more pixels are read than it has
+    assert twelve.bytes - eight.bytes == pytest.approx(eight.bytes - four.bytes, rel=5e-3)
+    masks = 2 * (12 - 4) * (kind == "fcn")  # of the two dropouts, one for each crop
+    assert twelve.flops == 3 * four.flops and twelve.kernels == four.kernels + masks
     assert four.bytes < eight.bytes < 2 * four.bytes  # weights do not grow
-    forward = [inference_census(SPECS[kind], side, crops, "bf16", device) for crops in (2, 4)]
+    forward = [inference_census(SPECS[kind], side, crops) for crops in (2, 4)]
     assert forward[1].flops == 2 * forward[0].flops and not forward[0].waits
 
 
-def test_accumulation_and_batch_norms_groups():
+def test_accumulation():
     side, spec = (SIZE["input_size"],) * 2, SPECS["deconvnet"]
     whole = training_census(Run(batch=16, micro_batch=16), spec, side)
     parts = training_census(Run(batch=16, micro_batch=8), spec, side)
-    assert parts.flops == whole.flops and parts.peak < whole.peak and parts.waits.total() == 2 * whole.waits.total()
+    assert parts.flops == whole.flops and parts.peak < whole.peak
     update = parts.operators()["_fused_sgd_"]  # weights, gradients, momentum: read; weights, momentum: written
     assert update.bytes == whole.operators()["_fused_sgd_"].bytes == 5 * 4 * cost.parameters(spec)
     float32 = training_census(Run(batch=16, micro_batch=16, precision="float32"), spec, side)
     assert float32.flops == whole.flops and 1.3 * whole.bytes < float32.bytes < 2.2 * whole.bytes
-    assert not torch.is_autocast_enabled("cuda")
 
 
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_counting_draws_no_random_numbers(device):
+def test_a_step_of_the_papers_net_within_what_was_set_for_it():
+    """Issue 11's targets, at the root's parameters: bytes and kernels of 64 crops at once, and no wait of the host."""
+    spec = {"kind": "deconvnet", "size": dataclasses.asdict(Size()), "classes": 21, "eps": 1e-9}
+    gradients, _, resident = training_step(Run(steps=1, held_out=0), spec, (224, 224), "meta")
+    found = census(gradients, "meta", resident)
+    assert found.bytes / 64 < 750e6 and found.kernels <= 350
+    assert not found.waits and found.copies == 1
+
+
+def test_counting_draws_no_random_numbers():
     """A training counts its step when it starts."""
     before = torch.get_rng_state()
-    training_census(Run(batch=6, micro_batch=6, batch_norm_crops=None), SPECS["fcn"], (64, 64), device)
-    inference_census(SPECS["fcn"], (64, 64), 3, "bf16", device)
+    training_census(Run(batch=6, micro_batch=6, batch_norm_crops=None), SPECS["fcn"], (64, 64))
+    inference_census(SPECS["fcn"], (64, 64), 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("micro_batch", [8, 16])
-def test_it_is_the_training_loops_own_step(micro_batch, tmp_path):
-    """The operators of the net and the optimiser in `Trainer`, with values, are those of the census."""
-    torch.manual_seed(0)
-    run = Run(**RUN | {"batch": 16, "micro_batch": micro_batch, "held_out": 0.0, "precision": "bf16"})
-    trainer = Trainer(
-        DeconvNet(Size(**SIZE), 4, 1e-5), crop_batches(tmp_path, fraction=0), run, Worker(CPU), {}, tmp_path
-    )
-    trainer._train_step()  # makes the momentum
-    real = census(trainer._train_step, "cpu", [*trainer.net.parameters(), *trainer.net.buffers()])
-    found = training_census(run, SPECS["deconvnet"], (SIZE["input_size"],) * 2, "cpu")
-    assert found.flops == real.flops
-    theirs, ours = real.operators(), found.operators()
-    for name in ("convolution", "convolution_backward", "threshold_backward", "_fused_sgd_", "max_unpool2d", "cat"):
-        assert (name in ours) == (name in theirs)
-        if name in ours:
-            assert (ours[name].kernels, ours[name].bytes) == (theirs[name].kernels, theirs[name].bytes), name
-    assert found.bytes == pytest.approx(real.bytes, rel=0.02)
+def test_values_or_not_the_operators_are_the_same():
+    """A step that computes calls what the census without values counts."""
+    run, size = Run(batch=16, micro_batch=8, steps=1, held_out=0), (SIZE["input_size"],) * 2
+    with one_thread():
+        gradients, update, resident = training_step(run, SPECS["deconvnet"], size, "cpu")
+        gradients()
+        real = census(lambda: (gradients(), update()), "cpu", resident)
+    found = training_census(run, SPECS["deconvnet"], size)
+    assert found.flops == real.flops and found.bytes == pytest.approx(real.bytes, rel=0.02)
+    for name in ("convolution", "convolution_backward", "deconvnet.batch_norm_relu_backward", "_fused_sgd_"):
+        ours, theirs = found.operators()[name], real.operators()[name]
+        assert (ours.kernels, ours.bytes) == (theirs.kernels, theirs.bytes), name
 
 
 # Rooflines
@@ -230,7 +230,7 @@ def test_this_machine_is_measured():
     machine = roofline.measure(CPU, ("bf16",))
     assert machine.flops["bf16"] > 1e9 and machine.bandwidth > 1e8 and 0 < machine.launch < 1e-3
     side = (SIZE["input_size"],) * 2
-    step = training_census(Run(batch=8, micro_batch=8), SPECS["deconvnet"], side, "cpu")
+    step = training_census(Run(batch=8, micro_batch=8), SPECS["deconvnet"], side)
     covered = sum(1 for one in step.calls if (one.operator, one.dtype) in machine.samples)
     assert covered > 0.8 * len(step.calls)
     assert 0 < predict(step, machine) < 60

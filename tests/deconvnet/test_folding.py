@@ -8,7 +8,7 @@ from deconvnet import nets
 from deconvnet.inference.models import load_net, ready
 from deconvnet.nets import files
 from deconvnet.nets.folding import fold
-from deconvnet.nets.layers import BatchNorm, Layer, batch_norms
+from deconvnet.nets.layers import BatchNormReLU, Layer, batch_norms
 from tests.deconvnet.test_inference import CPU, make_net
 
 
@@ -40,21 +40,18 @@ def test_a_folded_net_computes_the_same(kind):
     nets.build(net.spec).load_state_dict(net.state_dict())  # it is a net of its spec
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_folding_by_hand(bias):
-    layer = Layer(nn.Conv2d(1, 1, 1, bias=bias), eps=1.0).eval()
-    assert isinstance(layer.norm, BatchNorm)
+def test_folding_by_hand():
+    layer = Layer(nn.Conv2d(1, 1, 1), eps=1.0).eval()
+    assert isinstance(layer.norm, BatchNormReLU)
     with torch.no_grad():
         layer.conv.weight.fill_(3.0)
-        if bias:
-            layer.conv.bias.fill_(5.0)
         for tensor, value in (("weight", 4.0), ("bias", 7.0), ("running_mean", 2.0), ("running_var", 3.0)):
             getattr(layer.norm, tensor).fill_(value)
     net = nn.Sequential(layer)
     net.spec = {"eps": 1.0}
     fold(net)
     assert layer.conv.weight.item() == 6  # 3 x 4 / sqrt(3 + 1)
-    assert layer.conv.bias.item() == (13 if bias else 3)  # (5 or 0 - 2) x 2 + 7
+    assert layer.conv.bias.item() == 3  # -2 x 2 + 7
     assert layer(torch.full((1, 1, 1, 1), -4.0)).item() == 0  # ReLU is still there
 
 
@@ -70,4 +67,6 @@ def test_a_net_for_inference_is_folded_and_its_convolutions_rounded_once(tmp_pat
         short = ready(trained("deconvnet"), CPU, "bf16")
         assert {parameter.dtype for parameter in short.parameters()} == {torch.bfloat16}
         with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(short(images), loaded(images), rtol=0, atol=0)  # autocast rounds the same
+            autocast = loaded(images)
+        # it rounds the same, but for FcDeconv's bias, which stays in float32 there
+        torch.testing.assert_close(short(images), autocast, rtol=0.02, atol=0.002)

@@ -323,4 +323,5 @@ def test_last_upsampling_is_the_transposed_convolution_of_the_release(stride, he
         found = net(torch.randint(0, 256, (2, 3, height, width)))
     filters = bilinear(stride).expand(3, 1, -1, -1)
     expected = F.conv_transpose2d(maps[0], filters, stride=stride, groups=3)[:, :, 31 : 31 + height, 31 : 31 + width]
-    torch.testing.assert_close(found, expected)
+    inner = slice(stride // 32, None)  # FCN-32s's first row and column lie half a pixel outside of its cells' centres
+    torch.testing.assert_close(found[:, :, inner, inner], expected[:, :, inner, inner])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from deconvnet import provenance
+from deconvnet import kernels, provenance
 from deconvnet.batches import Batches
 from deconvnet.errors import InputError
 from deconvnet.nets import files
@@ -235,6 +235,23 @@ def test_out_of_memory_says_what_to_lower(folder, monkeypatch):
     monkeypatch.setattr(Trainer, "_train_step", full)
     with pytest.raises(InputError, match=r"out of memory on cpu at step 0: lower micro_batch, now 4"):
         train.main(["stage1", *arguments("a")])
+
+
+def test_out_of_memory_halves_the_micro_batch_where_that_changes_nothing(folder, monkeypatch, capsys):
+    write_params(folder, micro_batch=8, batch_norm_crops=2)
+    train.main(["stage1", *arguments("a")])
+    whole = kernels.softmax_loss
+
+    def tight(logits, labels, crops=None):
+        if len(labels) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(logits, labels, crops)
+
+    monkeypatch.setattr(kernels, "softmax_loss", tight)
+    train.main(["stage1", *arguments("b")])
+    assert capsys.readouterr().out.count("going on with 4 crops at once, to the same result") == 1
+    for name, tensor in weights("a.pt").items():
+        torch.testing.assert_close(weights("b.pt")[name], tensor, rtol=1e-2, atol=1e-3)
 
 
 def test_checkpoint_of_another_run_is_left_alone(folder, monkeypatch, capsys):
