@@ -1,6 +1,7 @@
 """Decoded images in one piece of memory, and windows cut from them for a whole batch at a time."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,27 @@ class Pixels:
     sizes: Tensor  # int64 (images, 2), height and width
 
 
+def own_memory(length: int, fill: Callable[[np.ndarray], None]) -> np.ndarray:
+    """uint8 (length,), zeros that `fill` then fills."""
+    memory = np.zeros(length, np.uint8)
+    fill(memory)
+    return memory
+
+
 class ImageStore:
     """The images of a data set that a crop table names, with their masks, by index into `ids`.
 
     Decoded into memory at once if they fit in `memory_gb` (on the GPU if they fit in half of what is free there);
     else their files' bytes are kept and each batch decodes what it needs, which is slower and is said so.
+
+    memory: makes so many bytes and lets a function fill them, as `own_memory` does; `Worker.shared_memory` makes them
+    once a machine.
     """
 
-    def __init__(self, dataset: Path, ids: set[str], classes: int, memory_gb: float, device: torch.device):
+    def __init__(
+        self, dataset: Path, ids: set[str], classes: int, memory_gb: float, device: torch.device,
+        memory: Callable[[int, Callable[[np.ndarray], None]], np.ndarray] = own_memory,
+    ):  # fmt: skip
         columns = ["image_id", "height", "width", "image", "class_mask", "instance_mask"]
         paths = sorted(dataset.glob("*.parquet"))
         if not paths:
@@ -53,7 +67,7 @@ class ImageStore:
         self.classes, self.device, self.pixels = classes, torch.device("cpu"), None
         size = sum(row["height"] * row["width"] for row in self.rows) * BYTES
         if size <= memory_gb * 1e9:
-            self.pixels = self._decode(range(len(self.rows)), bar=True)
+            self.pixels = self._decode(range(len(self.rows)), memory, bar=True)
             self.rows = None
             if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
                 self.pixels = Pixels(*(tensor.to(device) for tensor in vars(self.pixels).values()))
@@ -78,26 +92,30 @@ class ImageStore:
         start, (height, width) = int(pixels.starts[places[0]]), pixels.sizes[places[0]].tolist()
         return pixels.colours[start : start + height * width].view(torch.uint8).view(height, width, 4)
 
-    def _decode(self, indices, bar: bool = False) -> Pixels:
+    def _decode(self, indices, memory: Callable = own_memory, bar: bool = False) -> Pixels:
         sizes = torch.tensor([(self.rows[index]["height"], self.rows[index]["width"]) for index in indices])
         ends = 1 + sizes.prod(1).cumsum(0)
-        colours = np.zeros((int(ends[-1]), 4), np.uint8)
-        instances = np.zeros(int(ends[-1]), np.uint8)
-        colours[0, 3] = VOID
+        number = int(ends[-1])
 
-        def put(index, height, width, end):
-            image, class_mask, instance_mask = self._arrays(self.rows[index], height, width)
-            part = slice(end - height * width, end)
-            colours[part, :3] = image.reshape(-1, 3)
-            colours[part, 3] = class_mask.reshape(-1)
-            instances[part] = instance_mask.reshape(-1)
+        def fill(flat: np.ndarray) -> None:
+            colours, instances = flat[: 4 * number].reshape(number, 4), flat[4 * number :]
+            colours[0, 3] = VOID
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            done = pool.map(put, indices, *sizes.T.tolist(), ends.tolist())
-            for _ in progress(done, total=len(sizes), unit="image", desc="decoding", leave=False, disable=not bar):
-                pass
-        flat = torch.from_numpy(colours).view(torch.int32).squeeze(1)
-        return Pixels(flat, torch.from_numpy(instances), ends - sizes.prod(1), sizes)
+            def put(index, height, width, end):
+                image, class_mask, instance_mask = self._arrays(self.rows[index], height, width)
+                part = slice(end - height * width, end)
+                colours[part, :3] = image.reshape(-1, 3)
+                colours[part, 3] = class_mask.reshape(-1)
+                instances[part] = instance_mask.reshape(-1)
+
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                done = pool.map(put, indices, *sizes.T.tolist(), ends.tolist())
+                for _ in progress(done, total=len(sizes), unit="image", desc="decoding", leave=False, disable=not bar):
+                    pass
+
+        flat = torch.from_numpy(memory(BYTES * number, fill))
+        colours = flat[: 4 * number].view(torch.int32)
+        return Pixels(colours, flat[4 * number :], ends - sizes.prod(1), sizes)
 
     def _arrays(self, row: dict, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         try:

@@ -68,6 +68,7 @@ def closure(module: str | Path) -> list[Path]:
         if path in found or path.is_relative_to(ROOT) and str(path.relative_to(ROOT)) in PLUMBING:
             continue
         found.add(path)
+        found.update(source for source in [path.with_suffix(".cpp")] if source.is_file())  # what it compiles
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -84,6 +85,8 @@ def closure(module: str | Path) -> list[Path]:
 
 
 def _is_empty(path: Path) -> bool:
+    if path.suffix != ".py":
+        return False
     body = ast.parse(path.read_text(encoding="utf-8")).body
     return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
 
@@ -120,6 +123,8 @@ class _Silence(ast.NodeTransformer):
 
 
 def _meaning(path: Path) -> str:
+    if path.suffix != ".py":
+        return path.read_text(encoding="utf-8")
     return ast.dump(_Silence().visit(ast.parse(path.read_text(encoding="utf-8"))))
 
 

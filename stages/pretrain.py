@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
 
     table = tables.read(options.crops).to_pandas()
     ids = set(table["image_id"])
-    store = ImageStore(options.dataset, ids, len(classes), settings.run.memory_gb, worker.device)
+    store = ImageStore(options.dataset, ids, len(classes), settings.run.memory_gb, worker.device, worker.shared_memory)
     table = with_backgrounds(table, store, settings.background, settings.run.seed)
     batches = Batches(
         store, table, "class", (settings.resized,) * 2, (settings.size.input_size,) * 2, flip=True,

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"{options.model}: has no batch norm to re-estimate; set train.batch_norm_eps and train again")
     table = tables.read(options.crops).to_pandas()
     ids, classes = set(table["image_id"]), net.spec["classes"]
-    store = ImageStore(options.dataset, ids, classes, memory_gb, worker.device)
+    store = ImageStore(options.dataset, ids, classes, memory_gb, worker.device, worker.shared_memory)
     batches = Batches(
         store, table, "scene", (resized,) * 2, (net.encoder.size.input_size,) * 2, flip=flip, seed=seed,
         fraction=0, limit=0, device=worker.device,

@@ -55,7 +55,9 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(settings.seed)
     net = initial(options.init, len(classes), params.train.batch_norm_eps, worker)
     table = tables.read(options.crops).to_pandas()
-    store = ImageStore(options.dataset, set(table["image_id"]), len(classes), settings.memory_gb, worker.device)
+    store = ImageStore(
+        options.dataset, set(table["image_id"]), len(classes), settings.memory_gb, worker.device, worker.shared_memory
+    )
     batches = Batches(
         store, table, "instance" if options.stage == "stage1" else "scene", (resized,) * 2,
         (net.encoder.size.input_size,) * 2, flip=flip, seed=settings.seed, fraction=settings.held_out,

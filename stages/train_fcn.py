@@ -62,7 +62,9 @@ def main(arguments: list[str]) -> None:
     worker.say(f"{options.init}: encoder layers that start fresh: {', '.join(missing) or 'none'}")
 
     ids = sorted(set(tables.read(options.crops, ["image_id"])["image_id"].to_pylist()))  # DeconvNet's images, each once
-    store = ImageStore(options.dataset, set(ids), len(classes), settings.run.memory_gb, worker.device)
+    store = ImageStore(
+        options.dataset, set(ids), len(classes), settings.run.memory_gb, worker.device, worker.shared_memory
+    )
     check_sizes(store, settings.canvas)
     batches = Batches(
         store, whole_images(ids, settings.canvas), "scene", settings.canvas, settings.canvas, flip=settings.flip,

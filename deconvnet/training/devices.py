@@ -5,12 +5,18 @@ among N, as many take part as it divides among, and the other processes end at o
 """
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from deconvnet.pixels import own_memory
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,24 @@ class Worker:
         if self.world > 1:
             dist.broadcast(tensor, 0)
         return tensor
+
+    def shared_memory(self, length: int, fill: Callable[[np.ndarray], None]) -> np.ndarray:
+        """uint8 (length,), zeros that one process of this machine fills and all of them share."""
+        if self.world == 1:
+            return own_memory(length, fill)
+        name = f"deconvnet-{os.getuid()}-{os.environ['MASTER_PORT']}-{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
+        folder = Path("/dev/shm")  # in memory, where there is room
+        if not (folder.is_dir() and shutil.disk_usage(folder).free > length):
+            folder = Path(tempfile.gettempdir())
+        first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        if first:
+            fill(np.memmap(folder / name, np.uint8, "w+", shape=(length,)))
+        self.wait()
+        memory = np.memmap(folder / name, np.uint8, "r+", shape=(length,))
+        self.wait()
+        if first:
+            (folder / name).unlink()  # it goes with the last process that has it
+        return memory
 
     def wait(self) -> None:
         """Wait until every process has come here."""

@@ -164,9 +164,7 @@ class Trainer:
             lane.gradients()  # of a step that is computed anew
         if self.worker.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.worker.say(
-            f"out of memory at step {self.step}: going on with {self.part} crops at once, to the same result"
-        )
+        self.worker.say(f"out of memory at step {self.step}: now {self.part} crops at once, to the same result")
         return True
 
     def compute_gradients(self) -> Tensor:

@@ -34,7 +34,7 @@ def test_the_papers_parameters_are_checked_in_seconds(monkeypatch, capsys):
     found = rows(out)
     assert "0.25 EFLOP" in found["train_stage1"] and "0.51 EFLOP" in found["train_stage2"]
     assert found["pretrain"][-1] == "VGG-16's weights, passed on"
-    assert "20,000 steps of 64 crops, 32 at once" in found["train_stage1"]
+    assert "20,000 steps of 64 crops, 64 at once" in found["train_stage1"]
 
 
 def test_a_typo_anywhere_ends_the_check(experiment):
@@ -87,7 +87,7 @@ def test_needs_by_hand():
 
 def test_what_common_gpus_would_make_of_it():
     lines = check.on_gpus(load(ROOT / "params.yaml"))
-    assert len(lines) == 5 and lines[1].startswith("  train_stage1, train_stage2: 0.2 TFLOP, 6")
+    assert len(lines) == 5 and lines[1].startswith("  train_stage1, train_stage2: 0.2 TFLOP, 7")
     assert "T4" in lines[2] and "H200" in lines[2]  # 9.3 GB fit all of them
 
 

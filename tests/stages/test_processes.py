@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -58,6 +59,29 @@ def test_any_number_of_processes_trains_as_one(folder, processes, used, micro_ba
     assert many["held_out_accuracy"].tolist() == pytest.approx(one["held_out_accuracy"].tolist(), abs=1e-3)
     close(weights("one.pt"), weights("many.pt"))  # batch norm's statistics, too
     close(weights("one-last.pt"), weights("many-last.pt"))
+
+
+def test_processes_share_one_copy_of_the_images(tmp_path):
+    """Both see what the first one filled in, and a change of the second's; no file is left."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+from deconvnet.training import devices
+worker = devices.join()
+memory = worker.shared_memory(10, lambda flat: flat.__setitem__(slice(None), worker.rank + 7))
+assert memory.tolist() == [7] * 10
+worker.wait()
+if worker.rank == 1:
+    memory[3] = 1
+worker.wait()
+assert memory[3] == 1
+devices.leave()
+""")
+    before = set(Path("/dev/shm").glob("deconvnet-*"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert set(Path("/dev/shm").glob("deconvnet-*")) == before
 
 
 def test_processes_resume(folder):

@@ -238,7 +238,7 @@ def test_out_of_memory_says_what_to_lower(folder, monkeypatch):
 
 
 def test_out_of_memory_halves_the_micro_batch_where_that_changes_nothing(folder, monkeypatch, capsys):
-    write_params(folder, micro_batch=8, batch_norm_crops=2)
+    write_params(folder, micro_batch=8, batch_norm_crops=2, lr=1e-4)
     train.main(["stage1", *arguments("a")])
     whole = kernels.softmax_loss
 
@@ -249,7 +249,7 @@ def test_out_of_memory_halves_the_micro_batch_where_that_changes_nothing(folder,
 
     monkeypatch.setattr(kernels, "softmax_loss", tight)
     train.main(["stage1", *arguments("b")])
-    assert capsys.readouterr().out.count("going on with 4 crops at once, to the same result") == 1
+    assert capsys.readouterr().out.count("now 4 crops at once, to the same result") == 1
     for name, tensor in weights("a.pt").items():
         torch.testing.assert_close(weights("b.pt")[name], tensor, rtol=1e-2, atol=1e-3)
 
