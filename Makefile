@@ -13,7 +13,7 @@ SNAKEFILES := workflow/Snakefile workflow/rules
 
 .PHONY: help
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .PHONY: setup
 setup: $(VENV)  ## make .venv, the environment that everything runs in
@@ -53,6 +53,10 @@ format: $(VENV)  ## mend the style
 .PHONY: bench
 bench: $(VENV)  ## speed against plain equivalents, as ratios of one run
 	python -m benchmarks
+
+.PHONY: bench-gpu
+bench-gpu: $(VENV)  ## speed at the paper's size on this machine's GPU
+	python -m benchmarks gpu
 
 # Every experiment is a DVC project of its own, and all share one cache: a remote must be told to each of them, and
 # cleaning must ask each of them what it needs.

@@ -6,18 +6,14 @@ Both are the thread's own time, so that neighbours disturb neither much. The ste
 import dataclasses
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
 import torch
 
 from benchmarks import world
-from benchmarks.bench_train import Ours
-from deconvnet import cost, roofline, tables
-from deconvnet.crops import find_windows
+from benchmarks.bench_train import Ours, data
+from deconvnet import cost, roofline
 from deconvnet.settings import Size
 from deconvnet.steps import training_census
 from deconvnet.training.flops import fastest
-from demo.world.scenes import scene
 from experiment.check import trainings
 from experiment.params import load
 
@@ -27,12 +23,7 @@ SIZES = ((16, 256, 64, 32), (32, 512, 96, 16), (64, 512, 128, 8))  # width, fc, 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     demo, device = load(world.REPOSITORY / "demo/params.yaml"), torch.device("cpu")
-    scenes = {f"2010_{number:06d}": scene(0, f"2010_{number:06d}") for number in range(64)}
-    rows = [world.row(name, "train", each.image, each.class_mask, each.instance_mask) for name, each in scenes.items()]
-    tables.write(folder / "train-000.parquet", pa.Table.from_pylist(rows))
-    windows, _ = find_windows(folder, "trainaug", demo.crops.context, demo.crops.square)
-    table = pd.concat([windows.assign(copies=1)] * 40, ignore_index=True)
-
+    _, table = data(folder, demo)
     machine = roofline.measure(device, (demo.train.stage2.precision,))
     print(f"{machine.flops['bf16'] / 1e9:.0f} GFLOP/s in bf16, {machine.bandwidth / 1e9:.1f} GB/s")
     for width, fc, side, crops in SIZES:

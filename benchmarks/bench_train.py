@@ -1,15 +1,14 @@
-"""Training crops per second of the loop that `stages.train` runs, stage 2, against a plain port.
+"""Training crops per second of the loop that `stages.train` runs, stage 2, against plain PyTorch.
 
-The port is an eager float32 DeconvNet with MaxUnpool2d, fed by a DataLoader of 2 workers with Pillow and torchvision.
+The plain training is what a good engineer writes in a day: bfloat16 by autocast, channels-last, convolutions for the
+deconvolutions of stride 1, fused SGD, micro-batches of as many crops as batch norm sees, and a DataLoader of 2 workers
+on images that are decoded once. Both compute the same step: eps, groups, accumulation, crops of the same kind.
 
-    python -m benchmarks.bench_train                    # the demo's size and settings, both turn by turn in one run
-    python -m benchmarks.bench_train --paper            # the paper's, for a GPU: without the port
+    python -m benchmarks train     # on a CPU: the demo's size, and full width at 128 px; turn by turn in one run
+    python -m benchmarks gpu       # on a GPU: the paper's parameters (benchmarks/bench_gpu.py)
 """
 
-import argparse
 import dataclasses
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as T
-from PIL import Image
 from torch import nn
 
 from benchmarks import world
@@ -28,51 +26,41 @@ from deconvnet.crops import find_windows
 from deconvnet.images import VOID, decode_image, decode_mask
 from deconvnet.nets.deconvnet import DeconvNet
 from deconvnet.pixels import ImageStore
+from deconvnet.settings import Run, Size
 from deconvnet.training import devices
 from deconvnet.training.flops import flops_per_crop, peak_flops
 from deconvnet.training.loop import Trainer
 from demo.world.scenes import scene
 from experiment.params import Params, load
 
+ROUNDS, SECONDS = 4, 6  # rounds of so long, ours and the plain one's in turn
 
-class Port(nn.Module):
-    """DeconvNet as one would write it down: float32, NCHW, MaxPool2d with indices, MaxUnpool2d, ConvTranspose2d."""
 
-    def __init__(self, width, fc, size, classes):
+class Plain(nn.Module):
+    """DeconvNet in PyTorch's own layers."""
+
+    def __init__(self, size: Size, classes: int, eps: float):
         super().__init__()
 
-        def layers(convolution, channels, *rest):
+        def layers(*channels):
             return nn.Sequential(
                 *(
-                    nn.Sequential(convolution(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
-                    for i, o in zip((channels, *rest[:-1]), rest, strict=True)
+                    nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o, eps), nn.ReLU(True))
+                    for i, o in zip(channels, channels[1:], strict=False)
                 )
             )
 
         def fully(module, channels):
-            return nn.Sequential(module, nn.BatchNorm2d(channels), nn.ReLU())
+            return nn.Sequential(module, nn.BatchNorm2d(channels, eps), nn.ReLU(True))
 
-        w = width
-        down = [
-            (3, w, w),
-            (w, 2 * w, 2 * w),
-            (2 * w, 4 * w, 4 * w, 4 * w),
-            (4 * w, 8 * w, 8 * w, 8 * w),
-            (8 * w, 8 * w, 8 * w, 8 * w),
-        ]
-        up = [
-            (8 * w, 8 * w, 8 * w, 8 * w),
-            (8 * w, 8 * w, 8 * w, 4 * w),
-            (4 * w, 4 * w, 4 * w, 2 * w),
-            (2 * w, 2 * w, w),
-            (w, w, w),
-        ]
-        self.down = nn.ModuleList(layers(nn.Conv2d, *block) for block in down)
+        w, fc, kernel = size.width, size.fc_width, size.fc_kernel
+        down = [(3, w, w), (w, 2 * w, 2 * w), (2 * w, *[4 * w] * 3), (4 * w, *[8 * w] * 3), (8 * w, *[8 * w] * 3)]
+        up = [[8 * w] * 4, (*[8 * w] * 3, 4 * w), (*[4 * w] * 3, 2 * w), (2 * w, 2 * w, w), [w] * 3]
+        self.down, self.up = (nn.ModuleList(layers(*block) for block in blocks) for blocks in (down, up))
         self.fc = nn.Sequential(
-            fully(nn.Conv2d(8 * w, fc, size // 32), fc), fully(nn.Conv2d(fc, fc, 1), fc),
-            fully(nn.ConvTranspose2d(fc, 8 * w, size // 32), 8 * w),
+            fully(nn.Conv2d(8 * w, fc, kernel, bias=False), fc), fully(nn.Conv2d(fc, fc, 1, bias=False), fc),
+            fully(nn.ConvTranspose2d(fc, 8 * w, kernel, bias=False), 8 * w),
         )  # fmt: skip
-        self.up = nn.ModuleList(layers(nn.ConvTranspose2d, *block) for block in up)
         self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
         self.score = nn.Conv2d(w, classes, 1)
 
@@ -87,25 +75,28 @@ class Port(nn.Module):
         return self.score(x)
 
 
-class PortData(torch.utils.data.Dataset):
-    """One crop at a time: decode, pad, crop, resize, random crop, flip, normalise."""
+class PlainData(torch.utils.data.Dataset):
+    """One crop at a time from decoded images: pad, crop, resize, random crop, flip, normalise."""
 
-    def __init__(self, rows, table, resized, size):
-        self.rows, self.crops = {row["image_id"]: row for row in rows}, table.to_dict("records")
-        self.resized, self.size = resized, size
+    def __init__(self, rows: list[dict], table: pd.DataFrame, resized: int, size: int):
+        self.images = {}
+        for row in rows:
+            image = torch.from_numpy(decode_image(row["image"])).permute(2, 0, 1)
+            self.images[row["image_id"]] = image, torch.from_numpy(decode_mask(row["class_mask"]).copy())[None]
+        self.crops, self.resized, self.size = table.to_dict("records"), resized, size
 
     def __len__(self):
         return len(self.crops)
 
     def __getitem__(self, index):
         row = self.crops[index]
-        source = self.rows[row["image_id"]]
-        image = T.to_image(Image.fromarray(decode_image(source["image"])))
-        labels = torch.from_numpy(decode_mask(source["class_mask"]).copy())[None]
-        box = [int(row[name]) for name in ("y", "x", "side_y", "side_x")]
-        pad = [200] * 4
-        image = T.crop(T.pad(image, pad), box[0] + 200, box[1] + 200, *box[2:])
-        labels = T.crop(T.pad(labels, pad, fill=VOID), box[0] + 200, box[1] + 200, *box[2:])
+        image, labels = self.images[row["image_id"]]
+        top, left, height, width = (int(row[name]) for name in ("y", "x", "side_y", "side_x"))
+        edges = [max(-left, 0), max(-top, 0), max(left + width - image.shape[2], 0),
+                 max(top + height - image.shape[1], 0)]  # fmt: skip
+        top, left = max(top, 0), max(left, 0)
+        image = T.crop(T.pad(image, edges), top, left, height, width)
+        labels = T.crop(T.pad(labels, edges, fill=VOID), top, left, height, width)
         image = T.resize(image, [self.resized] * 2, antialias=False)
         labels = T.resize(labels, [self.resized] * 2, T.InterpolationMode.NEAREST)
         y, x = torch.randint(0, self.resized - self.size + 1, (2,)).tolist()
@@ -124,7 +115,7 @@ def synchronise() -> None:
 class Ours:
     """Stage 2's training as `stages.train` has it, a number of steps at a time."""
 
-    def __init__(self, params: Params, run, table: pd.DataFrame, folder: Path):
+    def __init__(self, params: Params, run: Run, table: pd.DataFrame, folder: Path):
         classes, size = len(params.dataset.classes), params.pretrain.size
         worker = devices.join()
         store = ImageStore(folder, set(table["image_id"]), classes, run.memory_gb, worker.device)
@@ -140,99 +131,113 @@ class Ours:
         """What `Trainer` does in `steps` steps without a validation or checkpoint among them."""
         trainer = self.trainer
         for _ in range(steps):
-            trainer._train_step()
+            trainer.pending.append(trainer.compute_gradients())
+            trainer.update()
             trainer.step += 1
             if trainer.step % trainer.sync_every == 0:
-                trainer._sync_losses()
-
-    def load_batches(self, steps: int) -> None:
-        """The data path of `steps` steps alone."""
-        run = self.trainer.run
-        for step in range(steps):
-            for start in range(0, run.batch, run.micro_batch):
-                self.trainer.batches.train(step, run.batch, slice(start, start + run.micro_batch))
+                trainer.fetch_losses()
 
 
 class Theirs:
-    """The same training, by the port."""
+    """The same training in plain PyTorch; compiled by `torch.compile` if asked for."""
 
-    def __init__(self, params: Params, run, table: pd.DataFrame, rows: list[dict]):
-        size = params.pretrain.size
-        self.net = Port(size.width, size.fc_width, size.input_size, len(params.dataset.classes))
-        self.optimiser = torch.optim.SGD(self.net.parameters(), run.lr, run.momentum, weight_decay=run.weight_decay)
-        data = PortData(rows, table, params.train.resized, size.input_size)
+    def __init__(
+        self, params: Params, run: Run, table: pd.DataFrame, rows: list[dict], compiled: bool = False, workers: int = 2
+    ):
+        size, self.run = params.pretrain.size, run
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(run.seed)
+        net = Plain(size, len(params.dataset.classes), params.train.batch_norm_eps)
+        self.net = net.to(self.device, memory_format=torch.channels_last)
+        self.forward = torch.compile(self.net) if compiled else self.net
+        self.optimiser = torch.optim.SGD(
+            net.parameters(), run.lr, run.momentum, weight_decay=run.weight_decay, fused=True
+        )
+        data = PlainData(rows, table, params.train.resized, size.input_size)
+        self.crops = run.batch_norm_crops or run.micro_batch
         self.loader = torch.utils.data.DataLoader(
-            data, run.batch, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True,
+            data, self.crops, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True,
+            pin_memory=self.device.type == "cuda",
             multiprocessing_context="forkserver",  # a fork would inherit locks of pyarrow's and OpenMP's threads
         )  # fmt: skip
         self.batches = iter(self.loader)
 
     def __call__(self, steps: int) -> None:
+        accumulation = self.run.batch // self.crops
         for _ in range(steps):
-            try:
-                images, labels = next(self.batches)
-            except StopIteration:
-                self.batches = iter(self.loader)
-                images, labels = next(self.batches)
             self.optimiser.zero_grad()
-            F.cross_entropy(self.net(images), labels, ignore_index=VOID).backward()
+            for _ in range(accumulation):
+                images, labels = self._next()
+                with torch.autocast(self.device.type, torch.bfloat16):
+                    loss = F.cross_entropy(self.forward(images), labels, ignore_index=VOID)
+                (loss / accumulation).backward()
             self.optimiser.step()
 
+    def _next(self):
+        try:
+            images, labels = next(self.batches)
+        except StopIteration:
+            self.batches = iter(self.loader)
+            images, labels = next(self.batches)
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        return images, labels.to(self.device, non_blocking=True)
 
-def seconds(work, steps: int) -> float:
-    synchronise()
-    begin = time.perf_counter()
-    work(steps)
-    synchronise()
-    return time.perf_counter() - begin
+
+def measure(works: dict, batch: int, rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str, float]:
+    """Crops per second of each of `works`, in turn for some seconds each; the best of its rounds, after a warm-up."""
+    rates = dict.fromkeys(works, 0.0)
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            synchronise()
+            begin, steps = time.perf_counter(), 0
+            while time.perf_counter() - begin < seconds:
+                work(1)
+                steps += 1
+                synchronise()
+            if turn:
+                rates[name] = max(rates[name], steps * batch / (time.perf_counter() - begin))
+    return rates
 
 
-def main(folder: Path, arguments=()) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--paper", action="store_true", help="the paper's parameters; wants a GPU")
-    parser.add_argument("--batch", type=int, help="crops per step, in place of the parameters'")
-    parser.add_argument("--micro-batch", type=int, help="crops at once, in place of the parameters'")
-    parser.add_argument("--compile", action="store_true", help="by torch.compile")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps per round")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, ours and the port's in turn")
-    options = parser.parse_args(arguments)
-    params = load(world.REPOSITORY / ("params.yaml" if options.paper else "demo/params.yaml"))
-    changes = {name: value for name in ("batch", "micro_batch", "compile") if (value := getattr(options, name))}
-    run = dataclasses.replace(params.train.stage2, **changes)
-
-    scenes = {f"2010_{number:06d}": scene(0, f"2010_{number:06d}") for number in range(64)}
+def data(folder: Path, params: Params, images: int = 64) -> tuple[list[dict], pd.DataFrame]:
+    """Rows of drawn images in a shard of `folder`, and a crop table of them for epochs as long as a run."""
+    scenes = {f"2010_{number:06d}": scene(0, f"2010_{number:06d}") for number in range(images)}
     rows = [world.row(name, "train", each.image, each.class_mask, each.instance_mask) for name, each in scenes.items()]
     tables.write(folder / "train-000.parquet", pa.Table.from_pylist(rows))
     windows, _ = find_windows(folder, "trainaug", params.crops.context, params.crops.square)
-    table = pd.concat([windows.assign(copies=1)] * 40, ignore_index=True)  # epochs as long as a run
-
-    ours = Ours(params, run, table, folder)
-    theirs = None if options.paper else Theirs(params, run, table, rows)
-    trainer = ours.trainer
-    device, run = trainer.worker.device, trainer.run
-    rates = {"ours": [], "port": []}
-    for turn in range(options.rounds + 1):
-        for name, work in (("ours", ours), ("port", theirs)):
-            if work:
-                rate = options.steps * run.batch / seconds(work, options.steps)
-                rates[name] += [rate] if turn else []  # first a warm-up: kernels are chosen, or compiled
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0
-    best = max(rates["ours"])
-    flops, peak = flops_per_crop(trainer.net, trainer.batches.size), peak_flops(device, run.precision)
-    share = seconds(ours.load_batches, options.steps) / options.steps * best / run.batch
-    size = params.pretrain.size
-    print(f"{device}, {torch.get_num_threads()} threads; width {size.width}, fc {size.fc_width}, input "
-          f"{size.input_size}; batch {run.batch} = {run.micro_batch} x {trainer.accumulation}, batch norm over "
-          f"{run.batch_norm_crops or run.micro_batch}, {run.precision}{', compiled' * run.compile}")  # fmt: skip
-    print(f"ours: {best:.1f} crops/s (rounds {', '.join(f'{rate:.1f}' for rate in rates['ours'])}), "
-          f"{flops * best / peak:.1%} of {peak / 1e12:.2f} TFLOP/s; making batches alone takes {share:.1%} of a step"
-          + (f"; peak memory {memory:.1f} GiB" if memory else ""))  # fmt: skip
-    if theirs:
-        port = max(rates["port"])
-        print(f"port: {port:.1f} crops/s (rounds {', '.join(f'{rate:.1f}' for rate in rates['port'])}); ours is "
-              f"{best / port:.2f} times as fast (at least 1.5 is wanted)")  # fmt: skip
+    return rows, pd.concat([windows.assign(copies=1)] * 40, ignore_index=True)
 
 
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        main(Path(place), sys.argv[1:])
+def main(folder: Path) -> None:
+    demo = load(world.REPOSITORY / "demo/params.yaml")
+    rows, table = data(folder, demo)
+    wide = Size(width=64, fc_width=512, input_size=128)
+    for name, size, batch, crops, wanted in (
+        ("the demo's size", demo.pretrain.size, 32, 16, 1.5), ("full width at 128 px", wide, 16, 8, 1.3)
+    ):  # fmt: skip
+        params = dataclasses.replace(
+            demo, pretrain=dataclasses.replace(demo.pretrain, size=size, resized=size.input_size * 9 // 8),
+            train=dataclasses.replace(demo.train, resized=size.input_size * 9 // 8),
+        )  # fmt: skip
+        run = dataclasses.replace(demo.train.stage2, batch=batch, micro_batch=batch, batch_norm_crops=crops)
+        threads = torch.get_num_threads()
+        peak = peak_flops(torch.device("cpu"), run.precision)
+        theirs, ours = Theirs(params, run, table, rows), Ours(params, run, table, folder)
+        lanes = torch.get_num_threads()
+
+        def with_threads(work, number):
+            def call(steps):
+                torch.set_num_threads(number)
+                work(steps)
+
+            return call
+
+        rates = measure({"ours": with_threads(ours, lanes), "plain": with_threads(theirs, threads)}, batch)
+        torch.set_num_threads(threads)
+        flops = flops_per_crop(ours.trainer.net, ours.trainer.batches.size)
+        print(f"{name}: width {size.width}, fc {size.fc_width}, {size.input_size} px, batch {batch}, batch norm over "
+              f"{crops}, {run.precision}; {threads} threads, a large product {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
+        print(f"  ours {rates['ours']:.1f} crops/s, {flops * rates['ours'] / peak:.0%} of that rate; plain PyTorch "
+              f"{rates['plain']:.1f}: ours is {rates['ours'] / rates['plain']:.2f} times as fast (at least {wanted} "
+              "is wanted)")  # fmt: skip
+        del theirs, ours

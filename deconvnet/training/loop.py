@@ -82,13 +82,13 @@ class Trainer:
             for lane in self.lanes.lanes:
                 lane.net.compile()
         self.made: Iterator | None = None  # batches for a GPU, made ahead
-        self.pending: list[Tensor] = []  # losses of steps that `_sync_losses` has not fetched yet
+        self.pending: list[Tensor] = []  # losses of steps that `fetch_losses` has not fetched yet
         self.losses: list[float] = []  # of the steps since the last row of the curves
         self.step, self.rows = 0, []
         self.best: dict[str, float] = {}  # metrics of the best weights
         self.best_file: str | None = None
         self.signalled = False  # by SIGTERM, this process
-        self.terminated = self.due = False  # all processes: to end; to write a checkpoint. Agreed on in `_sync_losses`
+        self.terminated = self.due = False  # all processes: to end; to write a checkpoint. Agreed on in `fetch_losses`
         self.saved_at = time.monotonic()
         # every step on a CPU, where it costs nothing; on a GPU it waits until the queue of kernels is empty
         self.sync_every = 1 if worker.device.type == "cpu" else 20
@@ -135,7 +135,7 @@ class Trainer:
                 self.step += 1
                 ends_row = self.step % run.validate_every == 0 or self.step == run.steps
                 if ends_row or self.step % self.sync_every == 0:
-                    self._sync_losses()
+                    self.fetch_losses()
                     rate = (self.step - first) * run.batch / (time.monotonic() - begin)
                     bar.set_postfix_str(f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s", refresh=False)
                     bar.update(self.step - bar.n)
@@ -204,7 +204,7 @@ class Trainer:
         loss.backward()
         return loss.detach()
 
-    def _sync_losses(self) -> None:
+    def fetch_losses(self) -> None:
         """Fetch the losses since the last call; agree on them, on SIGTERM and on checkpoints, among the processes."""
         due = self.worker.rank == 0 and time.monotonic() > self.saved_at + 60 * self.run.checkpoint_minutes
         flags = torch.tensor([float(self.signalled), float(due)], device=self.worker.device)
