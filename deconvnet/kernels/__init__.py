@@ -10,7 +10,6 @@ for a thread of a CPU (`cpu`); in Triton for GPUs (`gpu`). `usable` says which i
 (B, C, H, W) tensors in channels-last memory, float32 or bfloat16; arithmetic inside is float32.
 """
 
-import functools
 import importlib.util
 
 import torch
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from deconvnet.images import VOID
 from deconvnet.kernels import cpu, plain
+
+TRITON = importlib.util.find_spec("triton") is not None
 
 # Kernels that a GPU starts for a call, and the arguments, by place, that they read twice.
 KERNELS = {
@@ -59,18 +60,13 @@ for _name in KERNELS:
 _ops = torch.ops.deconvnet
 
 
-@functools.cache
-def _triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def usable(x: Tensor) -> bool:
     """Whether there are kernels for such maps here: on a GPU with Triton, on a CPU with a compiler and one thread."""
     if x.dtype not in (torch.float32, torch.bfloat16) or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     if x.device.type == "cpu":
         return torch.get_num_threads() == 1 and cpu.library() is not None
-    return x.device.type == "meta" or x.device.type == "cuda" and _triton()
+    return x.device.type == "meta" or x.device.type == "cuda" and TRITON
 
 
 def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, crops: int | None) -> Tensor:

@@ -80,13 +80,15 @@ def number_axis(axes, values, label: str, base: float = 10) -> None:
 
 
 def drop_steps(curves: pd.DataFrame, drop_at: list[int] | str) -> list[int]:
-    """Steps at which the learning rate dropped: those of `drop_at` that were reached.
+    """Steps at which the learning rate dropped: those of `drop_at` that were reached, none under a cosine.
 
     For `plateau`: the step of the validation that made it drop, which is the row before the first one with a lower
     learning rate. The warm-up only raises it.
     """
     if drop_at == "plateau":
         return curves["step"].shift()[curves["lr"].diff() < 0].astype(int).tolist()
+    if drop_at == "cosine":
+        return []
     return [step for step in drop_at if step < curves["step"].max()]
 
 

@@ -192,7 +192,7 @@ def test_activations_are_the_nets_in_its_order():
 def test_learning_rate_drops_are_drawn_at_their_steps():
     curves = pd.DataFrame({"step": [100, 200, 300], "lr": [0.2, 0.2, 0.002]})
     assert charts.drop_steps(curves, [200, 275, 900]) == [200, 275]  # 900 was not reached
-    assert charts.drop_steps(curves, []) == []
+    assert charts.drop_steps(curves, []) == charts.drop_steps(curves, "cosine") == []
     # a plateau is found by the validation after step 200, so that the row of step 300 has the lower rate
     assert charts.drop_steps(curves, "plateau") == [200]
     trained = curves.assign(loss=1.0, held_out_loss=1.0, held_out_mean_iou=[0.1, 0.4095, 0.3])
