@@ -46,7 +46,13 @@ def repository(folder: Path) -> Path:
     values["training"] |= {"held_out": 0.3, "statistics_passes": 1}
     values["reestimate"]["passes"] = 2
     for section, run in (("pretrain", "run"), ("train", "stage1"), ("train", "stage2"), ("train_fcn", "run")):
-        values[section][run] |= {"steps": 4, "drop_at": [], "validate_every": 4, "checkpoint_minutes": 0}
+        values[section][run] |= {
+            "steps": 4,
+            "batch_norm_crops": None,
+            "drop_at": [],
+            "validate_every": 4,
+            "checkpoint_minutes": 0,
+        }
     path.write_text(yaml.safe_dump(values))
     call("git", "init", "-q", folder=folder)
     return path.parent

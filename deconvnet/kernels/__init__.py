@@ -31,17 +31,16 @@ KERNELS = {
     "crop_losses_backward": (1, ()),
 }
 
-_library = torch.library.Library("deconvnet", "DEF")
-_library.define("batch_norm_relu(Tensor x, Tensor weight, Tensor bias, float eps, int crops) -> (Tensor, Tensor)")
-_library.define(
+SCHEMAS = (
+    "batch_norm_relu(Tensor x, Tensor weight, Tensor bias, float eps, int crops) -> (Tensor, Tensor)",
     "batch_norm_relu_backward(Tensor gradient, Tensor x, Tensor weight, Tensor bias, Tensor statistics) "
-    "-> (Tensor, Tensor, Tensor)"
+    "-> (Tensor, Tensor, Tensor)",
+    "pool(Tensor x) -> (Tensor, Tensor)",
+    "place(Tensor x, Tensor switches) -> Tensor",
+    "pick(Tensor x, Tensor switches) -> Tensor",
+    "crop_losses(Tensor logits, Tensor labels) -> Tensor",
+    "crop_losses_backward(Tensor logits, Tensor labels, Tensor factors) -> Tensor",
 )
-_library.define("pool(Tensor x) -> (Tensor, Tensor)")
-_library.define("place(Tensor x, Tensor switches) -> Tensor")
-_library.define("pick(Tensor x, Tensor switches) -> Tensor")
-_library.define("crop_losses(Tensor logits, Tensor labels) -> Tensor")
-_library.define("crop_losses_backward(Tensor logits, Tensor labels, Tensor factors) -> Tensor")
 
 
 def _on_gpu(name):
@@ -53,11 +52,15 @@ def _on_gpu(name):
     return call
 
 
-for _name in KERNELS:
-    _library.impl(_name, getattr(cpu, _name), "CPU")
-    _library.impl(_name, _on_gpu(_name), "CUDA")
-    _library.impl(_name, getattr(plain, f"{_name}_shapes"), "Meta")
 _ops = torch.ops.deconvnet
+_library = torch.library.Library("deconvnet", "FRAGMENT")
+if not hasattr(_ops, "pool"):  # PyTorch keeps what a first import of this module in the same process defined
+    for _schema in SCHEMAS:
+        _name = _schema.partition("(")[0]
+        _library.define(_schema)
+        _library.impl(_name, getattr(cpu, _name), "CPU")
+        _library.impl(_name, _on_gpu(_name), "CUDA")
+        _library.impl(_name, getattr(plain, f"{_name}_shapes"), "Meta")
 
 
 def usable(x: Tensor) -> bool:

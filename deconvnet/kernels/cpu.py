@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import threading
 from pathlib import Path
 
 import torch
@@ -20,9 +21,17 @@ COMMAND = ("c++", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-@functools.cache
+_lock = threading.Lock()
+
+
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, from the user's cache if they lie there; None where they cannot be compiled or loaded."""
+    with _lock:  # lanes ask at once
+        return _library()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "deconvnet")
     text = SOURCE.read_bytes() + " ".join(COMMAND).encode() + _processor().encode()
     path = cache / f"kernels-{hashlib.sha256(text).hexdigest()[:16]}.so"

@@ -77,7 +77,7 @@ def random_deconvnet():
 
 NAMES = ("background", "one", "two")
 WINDOWS = {"context": 1.2, "square": True}
-EDGES = settings.EdgeBoxes(edges="gradient", boxes=500, min_box_area=100)
+EDGES = settings.EdgeBoxes(edges="gradient", boxes=500, alpha=0.55, min_box_area=100)
 
 
 def save_models(folder):

@@ -159,7 +159,7 @@ ARGUMENTS = {
     "train": "stage1 --init a --dataset b --crops c --out d --checkpoints e --curves f --metrics g",
     "train_fcn": "--init a --dataset b --crops c --out d --checkpoints e --curves f --metrics g",
     "reestimate": "--model a --dataset b --crops c --out d",
-    "infer": "--model a --dataset b --proposals c --out d",
+    "infer": "--model a --dataset b --proposals c --out d --shards e",
     "ensemble": "--dataset a --members b c --out d",
     "crf": "--dataset a --scores b --out c",
     "evaluate": "--dataset a --scores b --labels c --reports d --images e",
