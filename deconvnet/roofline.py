@@ -15,7 +15,7 @@ import torch
 
 from deconvnet.census import Call, Census, Recorder
 from deconvnet.settings import Run
-from deconvnet.steps import training_step
+from deconvnet.steps import one_thread, training_step
 from deconvnet.training.flops import fastest, peak_flops
 
 # Of a GPU's peak rates, reached by a large operator. Assumed, not measured.
@@ -125,18 +125,18 @@ def _launch(device: torch.device) -> float:
 
 
 def _samples(precisions: tuple[str, ...]) -> Samples:
-    """Seconds of the calls of small training steps, of narrow and wide layers, each the fastest of three."""
+    """Seconds of the calls of small training steps in one lane, of narrow and wide layers; the fastest of three."""
     samples: Samples = {}
     for precision in precisions:
         for width, side, batch in ((16, 64, 16), (64, 64, 2)):
             size = {"width": width, "fc_width": 16 * width, "input_size": side}
             spec = {"kind": "deconvnet", "size": size, "classes": 8, "eps": 1e-5}
             run = Run(batch=batch, micro_batch=batch, batch_norm_crops=None, precision=precision)
-            micro_batch, update, resident = training_step(run, spec, (side, side), "cpu")
+            gradients, update, resident = training_step(run, spec, (side, side), "cpu")
             rounds = []
             for _ in range(3):
-                with Recorder("cpu", resident) as recorder:
-                    micro_batch()
+                with one_thread(), Recorder("cpu", resident) as recorder:
+                    gradients()
                     update()
                 rounds.append(recorder.calls)
             for same in zip(*rounds, strict=True):

@@ -150,8 +150,8 @@ def infer_needs(params: Params, images: Images, device: str, devices: int, machi
             number, at_once = infer.deconvnet.proposals, infer.deconvnet.batch
             batches = images.inferred * (max(number, *infer.growth) if key == "deconvnet" else number) / at_once
             batch = inference_census(spec, size, at_once, infer.precision)
-        span = batches * roofline.predict(batch, machine) / devices
-        span += stored * SCORE_SECONDS / (devices if device == "cuda" else cores())
+        workers = devices if device == "cuda" else cores()
+        span = (batches * roofline.predict(batch, machine) + stored * SCORE_SECONDS) / workers
         needs.append(Need(f"infer@{key}", stored * SCORE_BYTES, 0, batches * batch.flops, span))
     return needs
 
