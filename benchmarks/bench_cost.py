@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
             demo, pretrain=dataclasses.replace(demo.pretrain, size=size, resized=side * 9 // 8),
             train=dataclasses.replace(demo.train, resized=side * 9 // 8),
         )  # fmt: skip
-        run = dataclasses.replace(demo.train.stage2, batch=crops, micro_batch=crops)
+        run = dataclasses.replace(demo.train.stage2, batch=crops, micro_batch=crops, batch_norm_crops=None)
         _, spec, shape = trainings(params)["train_stage2"]
         step = training_census(run, spec, shape)
         predicted = roofline.predict(step, machine)
