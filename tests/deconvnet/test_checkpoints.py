@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from deconvnet.training.checkpoints import Checkpoints
+from deconvnet.training import checkpoints as module
+
+
+class Checkpoints(module.Checkpoints):
+    """Written when `save` returns."""
+
+    def save(self, state):
+        super().save(state)
+        self.wait()
 
 
 def damage(path):

@@ -15,6 +15,7 @@ import yaml
 from deconvnet import scores, tables
 from deconvnet.errors import InputError
 from deconvnet.images import decode_mask
+from deconvnet.inference import models
 from deconvnet.nets import files
 from experiment import cli, times
 from experiment.params import load
@@ -131,8 +132,8 @@ def test_one_shard_or_two_change_nothing(shard):
 def test_shards_of_one_process_are_those_of_processes_of_their_own(shard, system, monkeypatch, capsys):
     names = split(["p0"], [], ["p1", "p2"])
     folder = Path("data/scores", system)
-    loaded, whole_file = [], infer.load_net
-    monkeypatch.setattr(infer, "load_net", lambda *them: loaded.append(them) or whole_file(*them))
+    loaded, whole_file = [], models.load_net
+    monkeypatch.setattr(models, "load_net", lambda *them: loaded.append(them) or whole_file(*them))
     infer.main([*arguments(system, names), "--threads", "2"])
     assert len(loaded) == 1
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
@@ -176,6 +177,7 @@ def test_every_shard_is_a_record_of_time(shard, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["stages/infer.py", *arguments("deconvnet", split(["p0"], ["p1", "p2"]))])
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     monkeypatch.setattr(cli.os, "register_at_fork", lambda **_: None)
+    monkeypatch.setattr(cli.os, "_exit", lambda _: None)
     cli.run(infer.main)
     records, _ = times.read(cli.TIMES)
     assert [(record["module"], record["arguments"][-1]) for record in records] == [

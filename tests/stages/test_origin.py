@@ -13,7 +13,6 @@ from deconvnet import provenance, settings, tables
 from deconvnet.nets import files
 from deconvnet.nets.vgg import Classifier
 from deconvnet.settings import Size
-from deconvnet.training import loop
 from deconvnet.training.loop import Trainer
 from stages import pretrain, train, train_fcn
 from tests.world import ROOT, RUN, SIZE, arguments, crop_table, pretraining_arguments, write_dataset, write_params
@@ -56,8 +55,6 @@ def stage(request, folder, monkeypatch):
     module, line = STAGES[request.param]
     monkeypatch.setattr(provenance, "ROOT", code)
     monkeypatch.setattr(module, "__file__", str(code / "stages" / module.__file__.rpartition("/")[2]))
-    monkeypatch.setattr(loop, "peak_flops", lambda *_: 1.0)
-    monkeypatch.setattr(loop, "flops_per_crop", lambda *_: 1.0)
     monkeypatch.setattr(torch, "compile", lambda model: model)
     write_params(folder, **SHORT)
     module.main(line)
@@ -145,8 +142,8 @@ def test_data(stage, folder):
 def test_code(stage, folder):
     _, starts = stage
     net, train = folder / "code/deconvnet/nets/layers.py", folder / "code/deconvnet/training"
-    edit(train / "loop.py", 'crops "', 'crops of it "')  # a message
-    edit(train / "optimiser.py", "plain, biases = [], []", "plain, biases = [], []  # a comment")
+    edit(train / "loop.py", 'crops an "', 'windows an "')  # a message
+    edit(train / "optimiser.py", "parameters = dict(", "# a comment\n        parameters = dict(")
     edit(folder / "code/experiment/training.py", "training curves, CSV", "the curves")  # help
     edit(folder / "code/deconvnet/settings.py", "0.01  # P 6.1", "0.02  # P 6.1")  # a default: values are compared
     assert not starts()
@@ -155,7 +152,7 @@ def test_code(stage, folder):
     assert starts()
     net.write_text(text)
     assert not starts()
-    edit(train / "metrics.py", "min=1", "min=2")  # the loss
+    edit(folder / "code/deconvnet/kernels/__init__.py", "clamp(min=1)", "clamp(min=2)")  # the loss
     assert starts()
 
 

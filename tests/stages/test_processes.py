@@ -56,7 +56,7 @@ def test_any_number_of_processes_trains_as_one(folder, processes, used, micro_ba
     one, many = pd.read_csv("one.csv"), pd.read_csv("many.csv")
     losses = ["step", "lr", "loss", "held_out_loss"]
     pd.testing.assert_frame_equal(many[losses], one[losses], rtol=1e-4)
-    assert many["held_out_accuracy"].tolist() == pytest.approx(one["held_out_accuracy"].tolist(), abs=1e-3)
+    assert many["held_out_accuracy"].tolist() == pytest.approx(one["held_out_accuracy"].tolist(), abs=3e-3)
     close(weights("one.pt"), weights("many.pt"))  # batch norm's statistics, too
     close(weights("one-last.pt"), weights("many-last.pt"))
 
