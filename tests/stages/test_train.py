@@ -91,9 +91,8 @@ def test_a_killed_run_resumes_to_the_same_result(folder, kind, latest, capsys):
     assert killed.returncode == (-9 if kind == "SIGKILL" else 143), killed.stderr
     assert not (folder / "killed.pt").exists()
     train.main(["stage2", *arguments("killed")])
-    assert ("resuming after step" in capsys.readouterr().out) == (
-        kind == "SIGTERM" or at > 2
-    )  # the first ones may be in the making
+    resumed = "resuming after step" in capsys.readouterr().out
+    assert resumed or kind == "SIGKILL"  # which may come before the first checkpoint is written
     for name in ("{}.pt", "{}-last.pt"):
         assert equal(weights(name.format("whole")), weights(name.format("killed"))), f"killed at step {at}"
     assert (folder / "whole.csv").read_bytes() == (folder / "killed.csv").read_bytes()
