@@ -21,6 +21,7 @@ from deconvnet.boxes import by_image
 from deconvnet.images import decode_image
 from deconvnet.inference.devices import arithmetic
 from deconvnet.inference.models import ready
+from deconvnet.inference.shards import Plan, Shard, make
 from deconvnet.inference.windows import select
 from deconvnet.nets.deconvnet import DeconvNet
 from demo.world.archives import ids, jpeg
@@ -32,7 +33,7 @@ from stages import infer
 ROUNDS = 4
 
 
-def write_shards(folder: Path, count: int, number: int, paper: bool) -> list[infer.Shard]:
+def write_shards(folder: Path, count: int, number: int, paper: bool) -> list[Shard]:
     """Two shards of `count` drawn pictures, and `number` proposals of each, of 12 to 150 px in a picture of 200."""
     rng, shards = np.random.default_rng(0), []
     for part in range(2):
@@ -40,9 +41,7 @@ def write_shards(folder: Path, count: int, number: int, paper: bool) -> list[inf
             world.mosaic(index)[0] if paper else scene(0, ids(2010, count)[index]).image for index in range(count)
         ]
         names = [f"p{part}{index:03}" for index in range(count)]
-        shard = infer.Shard(
-            *(folder / kind / f"val-{part:03}.parquet" for kind in ("dataset", "proposals", "scores")), count
-        )
+        shard = Shard(*(folder / kind / f"val-{part:03}.parquet" for kind in ("dataset", "proposals", "scores")), count)
         tables.write(shard.dataset, pa.table({"image_id": names, "image": [jpeg(image) for image in images]}))
         boxes = []
         for name, image in zip(names, images, strict=True):
@@ -59,7 +58,7 @@ def write_shards(folder: Path, count: int, number: int, paper: bool) -> list[inf
     return shards
 
 
-def plain(net: torch.nn.Module, shards: list[infer.Shard], params: Params, number: int) -> None:
+def plain(net: torch.nn.Module, shards: list[Shard], params: Params, number: int) -> None:
     """What a script would do: pad the image, cut, resize, score one window, resize back, keep the maximum."""
     device, side = next(net.parameters()).device, params.pretrain.size.input_size
     for shard in shards:
@@ -91,6 +90,7 @@ def main(folder: Path, count: int = 4) -> None:
     torch.backends.cudnn.benchmark = True
     params = load(world.REPOSITORY / ("params.yaml" if paper else "demo/params.yaml"))
     growth, batch, size = params.infer.growth, params.infer.deconvnet.batch, params.pretrain.size
+    plan = Plan(params.infer, params.crops, params.train_fcn.canvas, growth)
     number = max(params.infer.deconvnet.proposals, *growth)
     shards = write_shards(folder, count, number, paper)
     unfolded, net = (DeconvNet(size, len(params.dataset.classes), params.train.batch_norm_eps).eval() for _ in range(2))
@@ -108,7 +108,10 @@ def main(folder: Path, count: int = 4) -> None:
 
     def stage() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            infer.make(net, Path("deconvnet.pt"), shards, ["", ""], params, growth, threads)
+            make(net, Path("deconvnet.pt"), shards, plan, threads, write)
+
+    def write(shard: Shard, rows: list[dict]) -> None:
+        infer.write(shard, rows, "", Path("deconvnet.pt"), str(device))
 
     works = {"forward": forward, "stage": stage, "plain": lambda: plain(unfolded, shards, params, number)}
     wall, busy = ({name: [] for name in works} for _ in range(2))

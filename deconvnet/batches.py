@@ -5,8 +5,7 @@ There is no sampler state to save: a resumed run sees the batches that it would 
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -113,15 +112,3 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def ahead(items: Iterator, device: torch.device) -> Iterator:
-    """The items, for a GPU each made while the one before is worked on."""
-    if device.type != "cuda":
-        yield from items
-        return
-    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
-        following = pool.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = pool.submit(next, items, None)
-            yield item

@@ -177,15 +177,23 @@ def batch_norm_relu_backward(
 
 
 @triton.jit
-def _pool(x, y, switches, total, width, channels, BLOCK: tl.constexpr):
+def _windows(total, width, channels, BLOCK: tl.constexpr):
+    """Of a block of the pooled map: places, which of them exist, and where the large map has the first corner."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < total
     window, channel = at // channels, at % channels
-    a = x + (4 * (window // width) * width + 2 * (window % width)) * channels + channel
-    best = tl.load(a, mask=inside, other=0).to(tl.float32)
+    first = (4 * (window // width) * width + 2 * (window % width)) * channels + channel
+    return at, at < total, first
+
+
+@triton.jit
+def _pool(x, y, switches, total, width, channels, BLOCK: tl.constexpr):
+    at, inside, first = _windows(total, width, channels, BLOCK)
+    best = tl.load(x + first, mask=inside, other=0).to(tl.float32)
     place = tl.zeros((BLOCK,), tl.int32)
     for corner in tl.static_range(1, 4):
-        value = tl.load(a + ((corner // 2) * 2 * width + corner % 2) * channels, mask=inside, other=0).to(tl.float32)
+        value = tl.load(x + first + ((corner // 2) * 2 * width + corner % 2) * channels, mask=inside, other=0).to(
+            tl.float32
+        )
         more = (value > best) | (value != value)  # a NaN wins, as in torch
         best = tl.where(more, value, best)
         place = tl.where(more, corner, place)
@@ -195,25 +203,19 @@ def _pool(x, y, switches, total, width, channels, BLOCK: tl.constexpr):
 
 @triton.jit
 def _place(x, switches, y, total, width, channels, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < total
-    window, channel = at // channels, at % channels
-    a = y + (4 * (window // width) * width + 2 * (window % width)) * channels + channel
+    at, inside, first = _windows(total, width, channels, BLOCK)
     value = tl.load(x + at, mask=inside, other=0).to(tl.float32)
     place = tl.load(switches + at, mask=inside, other=0).to(tl.int32)
     for corner in tl.static_range(0, 4):
         here = tl.where(place == corner, value, 0.0).to(y.dtype.element_ty)
-        tl.store(a + ((corner // 2) * 2 * width + corner % 2) * channels, here, mask=inside)
+        tl.store(y + first + ((corner // 2) * 2 * width + corner % 2) * channels, here, mask=inside)
 
 
 @triton.jit
 def _pick(x, switches, y, total, width, channels, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < total
-    window, channel = at // channels, at % channels
-    a = x + (4 * (window // width) * width + 2 * (window % width)) * channels + channel
+    at, inside, first = _windows(total, width, channels, BLOCK)
     corner = tl.load(switches + at, mask=inside, other=0).to(tl.int32)
-    value = tl.load(a + ((corner // 2) * 2 * width + corner % 2) * channels, mask=inside, other=0)
+    value = tl.load(x + first + ((corner // 2) * 2 * width + corner % 2) * channels, mask=inside, other=0)
     tl.store(y + at, value, mask=inside)
 
 
@@ -243,7 +245,8 @@ def pick(x: Tensor, switches: Tensor) -> Tensor:
 
 
 @triton.jit
-def _losses(logits, labels, losses, pixels, classes, PIXELS: tl.constexpr, CLASSES: tl.constexpr):
+def _pixels(logits, labels, pixels, classes, PIXELS: tl.constexpr, CLASSES: tl.constexpr):
+    """Of a block of a crop's pixels: logits, their places, which exist, labels, and which logit is the label's own."""
     crop = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     number = tl.arange(0, CLASSES)
@@ -253,46 +256,46 @@ def _losses(logits, labels, losses, pixels, classes, PIXELS: tl.constexpr, CLASS
     values = tl.load(logits + place, mask=mask, other=float("-inf")).to(tl.float32)
     values = tl.where(here[:, None], values, 0.0)
     label = tl.load(labels + crop * pixels + pixel, mask=here, other=255).to(tl.int32)
+    return values, place, mask, label, number[None, :] == label[:, None]
+
+
+@triton.jit
+def _losses(logits, labels, losses, pixels, classes, PIXELS: tl.constexpr, CLASSES: tl.constexpr):
+    values, place, mask, label, own = _pixels(logits, labels, pixels, classes, PIXELS, CLASSES)
     most = tl.max(values, 1)
     total = tl.sum(tl.exp(values - most[:, None]), 1)
-    chosen = tl.sum(tl.where(number[None, :] == label[:, None], values, 0.0), 1)
+    chosen = tl.sum(tl.where(own, values, 0.0), 1)
     loss = tl.where(label == VOID, 0.0, tl.log(total) + (most - chosen))
-    tl.store(losses + crop * tl.num_programs(1) + tl.program_id(1), tl.sum(loss, 0))
+    tl.store(losses + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(loss, 0))
 
 
 @triton.jit
 def _losses_backward(logits, labels, factors, out, pixels, classes, PIXELS: tl.constexpr, CLASSES: tl.constexpr):
-    crop = tl.program_id(0).to(tl.int64)
-    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
-    number = tl.arange(0, CLASSES)
-    here = pixel < pixels
-    mask = here[:, None] & (number < classes)[None, :]
-    place = (crop * pixels + pixel)[:, None] * classes + number[None, :]
-    values = tl.load(logits + place, mask=mask, other=float("-inf")).to(tl.float32)
-    values = tl.where(here[:, None], values, 0.0)
-    label = tl.load(labels + crop * pixels + pixel, mask=here, other=255).to(tl.int32)
+    values, place, mask, label, own = _pixels(logits, labels, pixels, classes, PIXELS, CLASSES)
     values = tl.exp(values - tl.max(values, 1)[:, None])
     values = values / tl.sum(values, 1)[:, None]
-    values = values - tl.where(number[None, :] == label[:, None], 1.0, 0.0)
-    values = tl.where((label == VOID)[:, None], 0.0, values * tl.load(factors + crop))
+    values = values - tl.where(own, 1.0, 0.0)
+    values = tl.where((label == VOID)[:, None], 0.0, values * tl.load(factors + tl.program_id(0)))
     tl.store(out + place, values.to(out.dtype.element_ty), mask=mask)
 
 
-def crop_losses(logits: Tensor, labels: Tensor) -> Tensor:
+def _blocks(logits: Tensor) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """The grid over crops and blocks of their pixels; pixels and classes, and of a block."""
     images, classes, height, width = logits.shape
     side = triton.next_power_of_2(classes)
     block = max(4096 // side, 1)
-    blocks = triton.cdiv(height * width, block)
-    losses = logits.new_empty((images, blocks), dtype=torch.float32)
-    _losses[(images, blocks)](logits, labels, losses, height * width, classes, block, side)
+    return (images, triton.cdiv(height * width, block)), (height * width, classes, block, side)
+
+
+def crop_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    grid, sizes = _blocks(logits)
+    losses = logits.new_empty(grid, dtype=torch.float32)
+    _losses[grid](logits, labels, losses, *sizes)
     return losses.sum(1)
 
 
 def crop_losses_backward(logits: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
-    images, classes, height, width = logits.shape
-    side = triton.next_power_of_2(classes)
-    block = max(4096 // side, 1)
+    grid, sizes = _blocks(logits)
     out = torch.empty_like(logits)
-    grid = (images, triton.cdiv(height * width, block))
-    _losses_backward[grid](logits, labels, factors, out, height * width, classes, block, side)
+    _losses_backward[grid](logits, labels, factors, out, *sizes)
     return out

@@ -1,7 +1,9 @@
 """Batch norm folded into the convolutions before it: in evaluation it is a scale and a shift of each channel."""
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deconvnet.nets.layers import BatchNormReLU, Layer
 
@@ -17,12 +19,20 @@ def fold(net: nn.Module) -> nn.Module:
         conv, norm = layer.conv, layer.norm
         if not isinstance(norm, BatchNormReLU):
             continue
-        scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)  # (C,)
-        transposed = isinstance(conv, nn.ConvTranspose2d)  # (in, out, k, k), a convolution's weight (out, in, k, k)
-        shape = (1, -1, 1, 1) if transposed else (-1, 1, 1, 1)
-        bias = norm.bias.double() - norm.running_mean.double() * scale
-        conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
-        conv.weight.copy_(conv.weight.double() * scale.view(shape))
+        weight, bias = folded(conv.weight, norm.state_dict(), norm.eps, isinstance(conv, nn.ConvTranspose2d))
+        conv.weight.copy_(weight)
+        conv.bias = nn.Parameter(bias)
         layer.norm = nn.ReLU(inplace=True)
     net.spec["eps"] = None
     return net
+
+
+def folded(weight: Tensor, norm: Mapping[str, Tensor], eps: float, transposed: bool = False) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution without bias, `weight`, and the batch norm after it.
+
+    norm: its state dict. transposed: weight is (in, out, k, k), not (out, in, k, k).
+    """
+    scale = norm["weight"].double() / torch.sqrt(norm["running_var"].double() + eps)  # (out,)
+    bias = norm["bias"].double() - norm["running_mean"].double() * scale
+    scale = scale.view((1, -1, 1, 1) if transposed else (-1, 1, 1, 1))
+    return (weight.double() * scale).to(weight.dtype), bias.to(weight.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deconvnet.errors import InputError
+from deconvnet.nets.folding import folded
 from deconvnet.nets.vgg import LAYERS, VGG16
 from deconvnet.settings import Size
 
@@ -83,10 +84,8 @@ def load_encoder(encoder: VGG16, state: dict[str, Tensor], eps: float | None) ->
 
 
 def _folded(state: dict[str, Tensor], eps: float) -> dict[str, Tensor]:
-    folded = {name: tensor for name, tensor in state.items() if ".norm." not in name}
+    without = {name: tensor for name, tensor in state.items() if ".norm." not in name}
     for name in LAYERS:
         norm = {key: state[f"{name}.norm.{key}"] for key in ("weight", "bias", "running_mean", "running_var")}
-        scale = norm["weight"] / torch.sqrt(norm["running_var"] + eps)
-        folded[f"{name}.conv.weight"] = state[f"{name}.conv.weight"] * scale[:, None, None, None]
-        folded[f"{name}.conv.bias"] = norm["bias"] - norm["running_mean"] * scale
-    return folded
+        without[f"{name}.conv.weight"], without[f"{name}.conv.bias"] = folded(state[f"{name}.conv.weight"], norm, eps)
+    return without

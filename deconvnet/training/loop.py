@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from deconvnet import kernels
-from deconvnet.batches import Batches, ahead
+from deconvnet.batches import Batches
 from deconvnet.errors import InputError
 from deconvnet.nets import files
 from deconvnet.nets.layers import set_batch_norm_crops, set_seeds
+from deconvnet.overlap import ahead
 from deconvnet.progress import progress
 from deconvnet.settings import Run
 from deconvnet.training import devices, origin
@@ -171,8 +172,8 @@ class Trainer:
         """The gradients of the step's crops, into the optimiser; the step's loss, of this process."""
         parts = range(self.worker.rank * self.part, self.run.batch, self.worker.world * self.part)  # their first crops
         lanes = self.lanes.lanes
-        if self.made is None:
-            self.made = ahead(self._batches(parts), self.worker.device)
+        if self.made is None and self.worker.device.type == "cuda":
+            self.made = ahead(self._batches(parts), 1)
         self.lanes.train()
         total = torch.zeros((), device=self.worker.device)
         for begin in range(0, len(parts), len(lanes)):
@@ -188,6 +189,7 @@ class Trainer:
         self.lanes.refresh()
 
     def _batches(self, parts: range) -> Iterator[tuple[Tensor, Tensor]]:
+        torch.cuda.set_device(self.worker.device)  # of the thread that makes them
         for step in range(self.step, self.run.steps):
             for start in parts:
                 yield self.batches.train(step, self.run.batch, slice(start, start + self.part))

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deconvnet.inference.overlap import ahead, behind
+from deconvnet.overlap import ahead, behind
 
 
 def test_items_made_ahead_come_in_order_and_few_wait():
