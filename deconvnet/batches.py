@@ -26,13 +26,20 @@ def held_out(image_ids: pd.Series, fraction: float) -> np.ndarray:
     return image_ids.map(chosen).to_numpy(bool)
 
 
+def _spread(rows: np.ndarray, class_ids: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """At most `limit` of the rows (N,), each once: of every class equally many, as far as it has them."""
+    order = np.random.default_rng([seed, 1]).permutation(len(rows))
+    turn = pd.Series(class_ids[order]).groupby(class_ids[order]).cumcount().to_numpy()  # place within its class
+    return rows[order[np.argsort(turn, kind="stable")[:limit]]]
+
+
 class Batches:
     """Training batches of a crop table by step, and its held-out crops.
 
     table: the columns of data/crops/stage*.parquet. labels: "scene" all classes, "instance" those of the centred object
     alone (stage 1), "class" one a crop (pre-training). resized, size: height and width of the resized window and of the
     random crop of it. The same images are held out for every table and seed. fraction: share of the images that are
-    held out; limit: of their crops, at most. fill: colour outside of the images, RGB 0 to 255.
+    held out; limit: of their crops, at most, each once, as many of every class as there are. fill: colour outside of the images, RGB 0 to 255.
 
     whole_images: every window starts at its image's top left corner. So that the image lies at the top left when it is
     mirrored, too, the window of a mirrored one ends at the image's right edge.
@@ -56,9 +63,7 @@ class Batches:
         kept = held_out(table["image_id"], fraction)
         rows = np.arange(len(table))
         self.train_rows = np.repeat(rows[~kept], table["copies"][~kept])
-        # as many crops as asked for, drawn as training draws them
-        validation = np.repeat(rows[kept], table["copies"][kept])
-        self.validation_rows = np.random.default_rng([seed, 1]).permutation(validation)[:limit]
+        self.validation_rows = _spread(rows[kept], table["class_id"].to_numpy()[kept], limit, seed)
         if not len(self.train_rows) or (fraction and not len(self.validation_rows)):
             raise InputError(
                 f"held_out {fraction:g} of {table['image_id'].nunique()} images leaves no crops to train or validate on"

@@ -2,7 +2,8 @@
 
 Stage 1: a window around every annotated object, its tight box with context. Stage 2: one around every proposal that
 overlaps an object enough. Classes are balanced by repetition: each class that occurs gets `per_class` examples per
-epoch, its windows repeated where they are few, a sample of them where they are many.
+epoch, its windows repeated where they are few (`max_copies` times at most, if that is set), a sample of them where
+they are many.
 
 A window is a row of a table, never an image file: 2.7 million loose crops would be 40 GB and hours of hashing.
 """
@@ -33,15 +34,17 @@ def alone(class_mask: np.ndarray, instance_mask: np.ndarray, instance: int) -> n
     return np.where((instance_mask == instance) | (class_mask == VOID), class_mask, 0).astype(np.uint8)
 
 
-def balance(class_ids: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+def balance(class_ids: np.ndarray, per_class: int, seed: int, max_copies: int | None = None) -> np.ndarray:
     """Copies int32 (N,) of each window, so that every class in `class_ids` (N,) has exactly `per_class` examples.
 
-    Windows of a class differ by at most one copy; which ones get the odd copy is drawn with the seed.
+    Windows of a class differ by at most one copy; which ones get the odd copy is drawn with the seed. max_copies: of a
+    window at most, even if its class then has fewer examples; a single object a thousand times is learned by heart.
     """
     copies = np.zeros(len(class_ids), np.int32)
     for class_id in np.unique(class_ids):
         members = np.flatnonzero(class_ids == class_id)
-        every, odd = divmod(per_class, len(members))
+        wanted = per_class if max_copies is None else min(per_class, max_copies * len(members))
+        every, odd = divmod(wanted, len(members))
         copies[members] = every
         # a generator of its own, so that one class's windows do not move another's
         copies[np.random.default_rng([seed, class_id]).permutation(members)[:odd]] += 1

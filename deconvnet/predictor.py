@@ -43,7 +43,7 @@ class Predictor:
     with a longer side is computed at that size, and its scores (with a CRF its labels) are enlarged bilinearly; the
     default is the longer side of FCN-8s's canvas, or 500 (VOC's) for DeconvNet alone. device: a GPU if there is one.
 
-    Names of the classes, how windows are made of boxes, and the size of FCN-8s's canvas come from the model files.
+    Names of the classes, how windows are made of boxes, and the size and scale of FCN-8s's canvas come from the model files.
     Where EdgeBoxes finds nothing, in flat or tiny pictures, DeconvNet sees nothing: all is background.
 
     Raises InputError for a file that is no such model, for two models of different classes, and for a missing or bad
@@ -65,12 +65,14 @@ class Predictor:
         self.classes = tuple(_entry(model, about, "classes"))
         check_classes(model, self.net, about, self.classes, "its own list of names; train it again")
         self.fcn = None
-        canvases = [_entry(model, about, "canvas")] if self.net.spec["kind"] == "fcn" else []
+        whole = [(model, about)] if self.net.spec["kind"] == "fcn" else []
         if fcn:
             self.fcn, other = self._member(fcn, ("fcn",))
             check_classes(fcn, self.fcn, other, self.classes, f"{model}; both must be trained on one data set")
-            canvases.append(_entry(fcn, other, "canvas"))
-        self.canvas = tuple(canvases[0]) if canvases else None
+            whole.append((fcn, other))
+        self.canvas, self.scale = None, 1.0
+        for path, entries in whole:
+            self.canvas, self.scale = tuple(_entry(path, entries, "canvas")), _entry(path, entries, "scale")
         self.detector, self.windows = None, None
         if self.net.spec["kind"] == "deconvnet":
             self.windows = _entry(model, about, "windows")
@@ -137,7 +139,9 @@ class Predictor:
         return select(boxes, self.windows["context"], self.windows["square"], params.min_side, params.proposals)
 
     def _at_once(self, net: nn.Module, images: list[np.ndarray]) -> Iterator[Tensor]:
-        return by_images(net, images, self.canvas, self.inference.fcn_batch, self.inference.precision)
+        return by_images(
+            net, images, self.canvas, self.inference.fcn_batch, self.inference.precision, self.scale
+        )
 
     def _member(self, path: str | Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict]:
         net, about = load_net(path, self.device, self.inference.precision)

@@ -79,6 +79,7 @@ class Crops:
     split: Literal["trainaug", "trainval_aug"] = "trainaug"  # trainval_aug for a submission to the test server, P 6.2
     context: Annotated[float, Range(1, 10)] = 1.2  # window side / box side; P 6.1
     square: bool = True  # R: the windows printed in its issues #3 and #11 are square; P does not say
+    max_copies: Annotated[int, Range(1)] | None = None  # of a window in an epoch, even if its class then has fewer; ours
     seed: Annotated[int, Range(0)] = 2015
     stage1: ObjectCrops = ObjectCrops()
     stage2: ProposalCrops = ProposalCrops()
@@ -119,6 +120,7 @@ class Run:
     checkpoint_minutes: Annotated[float, Range(0)] = 10  # between checkpoints; ours
     momentum: Annotated[float, Range(0, 1)] = 0.9  # P 6.1
     weight_decay: Annotated[float, Range(0)] = 5e-4  # P 6.1
+    encoder_lr: Annotated[float, Range(0, 1)] = 1.0  # times lr, for layers that start pre-trained; 0: frozen; ours
     drop: Annotated[float, Range(0, 1)] = 0.1  # factor of a drop of the learning rate; P 6.1
     patience: Annotated[int, Range(1)] = 3  # validations without a better accuracy that make a plateau; ours
     held_out: Annotated[float, Range(0, 0.9)] = 0.02  # share of the training images kept for validation; 0: none; ours
@@ -156,8 +158,8 @@ class Run:
         return next((number for number in range(available, 0, -1) if self.micro_batch_for(number)), 0)
 
 
-SHARED = ("momentum", "weight_decay", "drop", "patience", "held_out", "statistics_passes", "precision", "compile",
-          "memory_gb", "seed")  # fmt: skip
+SHARED = ("momentum", "weight_decay", "encoder_lr", "drop", "patience", "held_out", "statistics_passes", "precision",
+          "compile", "memory_gb", "seed")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ class Pretraining:
     size: Size = Size()
     convention: Literal["imagenet1k_v1", "imagenet1k_features", "caffe_bgr"] = "imagenet1k_v1"  # of the weights' input
     batch_norm_eps: Annotated[float, Range(0)] = 1e-5  # ours
+    # crops, whose activations without batch norm its scale and shift start from; 0: they start at 1 and 0.001, R
+    calibration_crops: Annotated[int, Range(0, 4096)] = 0
     resized: Annotated[int, Range(64, 4096)] = 250  # px, as in Training
     background: Annotated[float, Range(0, 0.9)] = 0.1  # share of windows without an object among the crops; ours
     run: Run = Run(micro_batch=64, batch_norm_crops=None, lr=0.05, warmup_steps=500, drop_at=(12000, 18000))
@@ -203,9 +207,15 @@ class FcnTraining:
     skip_scales: list[Annotated[float, Range(0)]] | Literal["derived"] = "derived"  # pool4's, pool3's; F: 0.01, 0.0001
     dropout: Annotated[float, Range(0, 0.99)] = 0.5  # after fc6 and fc7; F
     canvas: list[Annotated[int, Range(32, 8192)]] = (500, 500)  # px, height and width; R pads at the bottom and right
+    scale: Annotated[float, Range(0.1, 4)] = 1.0  # of the images and the canvas that the net sees; F: 1
     flip: bool = True  # mirror half of the images
     run: Run = Run(steps=26_500, batch=20, micro_batch=10, batch_norm_crops=None, lr=1e-4, drop_at=(),
                    held_out_crops=200)  # fmt: skip
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width of the canvas that the net sees, px."""
+        return tuple(max(1, round(side * self.scale)) for side in self.canvas)
 
     def __post_init__(self):
         if self.skip_scales != "derived" and len(self.skip_scales) != 2:

@@ -33,7 +33,12 @@ def training_step(
     with device:
         net = nets.build(spec)
     with one_thread():
-        trainer = Trainer(net, _batches(spec, size, device), run, Worker(device), {}, Path("nowhere"))
+        # VGG-16's layers, or those of an earlier training; a classifier's fc6 and fc7 are held for fresh
+        pretrained = [name for name, _ in net.named_parameters() if name.startswith("encoder.")
+                      and not (spec["kind"] == "classifier" and name.startswith("encoder.fc"))]  # fmt: skip
+        trainer = Trainer(
+            net, _batches(spec, size, device), run, Worker(device), {}, Path("nowhere"), pretrained=pretrained
+        )
     trainer.optimiser.sgd._need_device_dtype_check_for_fused = False  # which knows no meta device
     momentum = torch.zeros(trainer.optimiser.used, device=device)
     trainer.optimiser.load_momentum(momentum)
@@ -77,7 +82,7 @@ def training_census(run: Run, spec: dict, size: tuple[int, int]) -> Census:
     Images lie decoded on the device, and are not part of its memory here.
     """
     layout = Run(batch=run.batch, micro_batch=run.micro_batch, batch_norm_crops=run.batch_norm_crops,
-                 precision=run.precision, steps=1, held_out=0)  # fmt: skip
+                 precision=run.precision, encoder_lr=run.encoder_lr, steps=1, held_out=0)  # fmt: skip
     return _training_census(layout, json.dumps(spec), tuple(size))
 
 

@@ -17,7 +17,7 @@ import torch
 from deconvnet import cost, roofline, tables
 from deconvnet.errors import InputError
 from deconvnet.roofline import Device
-from deconvnet.settings import Run
+from deconvnet.settings import Run, Size
 from deconvnet.steps import inference_census
 from deconvnet.systems import SYSTEMS
 from experiment.cli import run
@@ -100,7 +100,7 @@ def trainings(params: Params) -> dict[str, tuple[Run, dict, tuple[int, int]]]:
         "pretrain": (params.pretrain.run, encoder, side),
         "train_stage1": (params.train.stage1, deconvnet, side),
         "train_stage2": (params.train.stage2, deconvnet, side),
-        "train_fcn": (params.train_fcn.run, fcn, params.train_fcn.canvas),
+        "train_fcn": (params.train_fcn.run, fcn, params.train_fcn.seen),
     }
 
 
@@ -108,7 +108,7 @@ def train_costs(params: Params, device: str, devices: int) -> dict[str, cost.Cos
     """What each training needs on so many devices, "cuda" or "cpu", or as many as its batch divides among."""
     costs = {}
     for stage, (plan, spec, size) in trainings(params).items():
-        if stage == "pretrain" and params.fetch.vgg16.addresses:
+        if stage == "pretrain" and params.fetch.vgg16.addresses and params.pretrain.size == Size():
             continue  # VGG-16's weights are passed on
         usable = plan.devices(devices)
         plan = dataclasses.replace(plan, micro_batch=plan.micro_batch_for(usable))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 from deconvnet.files import whole
 from deconvnet.nets import files
@@ -28,6 +29,11 @@ def parser(stage: str, description: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--params", type=Path, default="params.yaml", help="parameter file (YAML or JSON)")
     return parser
+
+
+def pretrained(net: nn.Module) -> set[str]:
+    """Names of the encoder's parameters."""
+    return {name for name, _ in net.named_parameters() if name.startswith("encoder.")}
 
 
 def write(result: Result, spec: dict, about: dict, options: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
     if not len(frame):
         remedy = "lower crops.stage2.min_iou or look at the proposals" if options.proposals else "annotate objects"
         raise InputError(f"{options.dataset}: {options.stage} has no window; {remedy}")
-    frame["copies"] = crops.balance(frame["class_id"].to_numpy(), per_class, params.crops.seed)
+    frame["copies"] = crops.balance(frame["class_id"].to_numpy(), per_class, params.crops.seed, params.crops.max_copies)
     balanced = crops.count_by_class(frame, object_classes, params.dataset.classes)
     frame = frame[frame["copies"] > 0]
     tables.write(options.out, pa.Table.from_pandas(frame, crops.SCHEMA, preserve_index=False))
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     without = f"; no window of {', '.join(missing)}" if len(missing) else ""
     print(
         f"{options.out}: {len(frame):,} windows of {len(balanced) - len(missing)} classes, "
-        f"{per_class:,} examples of each per epoch{without}"
+        f"{balanced['examples'].sum():,} examples per epoch, {per_class:,} of a class at most{without}"
     )
 
 

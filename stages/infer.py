@@ -31,7 +31,8 @@ def fingerprint(dataset: Path, proposals: Path | None, model: Path, growth: bool
     """What a shard of scores is made from; batch sizes are no part of it. proposals: None for FCN-8s."""
     own = {"precision": params.infer.precision}
     if proposals is None:
-        own["canvas"], paths = params.train_fcn.canvas, [dataset]
+        own |= {"canvas": params.train_fcn.canvas, "scale": params.train_fcn.scale}
+        paths = [dataset]
     else:
         own |= asdict(params.infer.deconvnet) | {"batch": None}
         own |= {"context": params.crops.context, "square": params.crops.square}
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> None:
         count = len(tables.read(places[0], ["image_id"]))
         shards.append(Shard(places[0], None if whole else places[1], places[2], count))
     growth = params.infer.growth if options.growth else ()
-    plan = Plan(params.infer, params.crops, params.train_fcn.canvas, growth)
+    plan = Plan(params.infer, params.crops, params.train_fcn, growth)
     # now: the code may be edited while it runs
     marks = {
         shard: fingerprint(shard.dataset, shard.proposals, options.model, options.growth, params) for shard in shards

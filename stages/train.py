@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     result = Trainer(
         net, batches, settings, worker, provenance, options.checkpoints,
-        watch=lambda curves: training.write_curves(options.curves, curves),
+        watch=lambda curves: training.write_curves(options.curves, curves), pretrained=training.pretrained(net),
     ).train()  # fmt: skip
     if result:
         windows = {"context": params.crops.context, "square": params.crops.square}

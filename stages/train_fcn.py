@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
     )
     check_sizes(store, settings.canvas)
     batches = Batches(
-        store, whole_images(ids, settings.canvas), "scene", settings.canvas, settings.canvas, flip=settings.flip,
+        store, whole_images(ids, settings.canvas), "scene", settings.seen, settings.seen, flip=settings.flip,
         seed=settings.run.seed, fraction=settings.run.held_out, limit=settings.run.held_out_crops,
         device=worker.device, fill=net.encoder.mean.tolist(), whole_images=True,
     )  # fmt: skip
@@ -81,15 +81,16 @@ def main(arguments: list[str]) -> None:
     provenance = origin.describe(
         __file__, [options.dataset, options.crops], {"init": options.init},
         {
-            "classes": classes, "canvas": settings.canvas, "flip": settings.flip, "skip_scales": settings.skip_scales,
+            "classes": classes, "canvas": settings.canvas, "scale": settings.scale, "flip": settings.flip,
+            "skip_scales": settings.skip_scales,
         },
     )  # fmt: skip
     result = Trainer(
         net, batches, settings.run, worker, provenance, options.checkpoints,
-        watch=lambda curves: training.write_curves(options.curves, curves),
+        watch=lambda curves: training.write_curves(options.curves, curves), pretrained=training.pretrained(net),
     ).train()  # fmt: skip
     if result:
-        training.write(result, net.spec, {"classes": classes, "canvas": settings.canvas}, options)
+        training.write(result, net.spec, {"classes": classes, "canvas": settings.canvas, "scale": settings.scale}, options)
     devices.leave()
 
 

@@ -19,7 +19,7 @@ from deconvnet.inference.whole_images import by_images
 from deconvnet.inference.windows import by_windows, select
 from deconvnet.overlap import ahead, behind
 from deconvnet.progress import progress
-from deconvnet.settings import Crops, Inference
+from deconvnet.settings import Crops, FcnTraining, Inference
 
 AHEAD = 16  # images decoded before their turn, at most
 
@@ -36,11 +36,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """How images are scored. growth: numbers of proposals after which labels are kept, too. canvas: FCN-8s's, px."""
+    """How images are scored. growth: numbers of proposals after which labels are kept, too. fcn: for its canvas and scale."""
 
     infer: Inference
     crops: Crops
-    canvas: tuple[int, int]
+    fcn: FcnTraining
     growth: tuple[int, ...]
 
 
@@ -79,7 +79,8 @@ def score(
         unseen, again = itertools.tee(itertools.islice(found, shard.count))
         images = (picture.image for picture in unseen)
         if net.spec["kind"] == "fcn":
-            results = ((maps, []) for maps in by_images(net, images, plan.canvas, infer.fcn_batch, infer.precision))
+            maps = by_images(net, images, plan.fcn.canvas, infer.fcn_batch, infer.precision, plan.fcn.scale)
+            results = ((each, []) for each in maps)
         else:
             places = ((picture.image, picture.windows) for picture in unseen)
             results = by_windows(net, places, infer.deconvnet, infer.precision, plan.growth)

@@ -31,7 +31,9 @@ class Lane:
 
     def __init__(self, net: nn.Module, values: list[Tensor]):
         memo = {id(buffer): buffer for buffer in net.buffers()}
-        self.parameters = [nn.Parameter(value) for value in values]
+        self.parameters = [
+            nn.Parameter(value, own.requires_grad) for value, own in zip(values, net.parameters(), strict=True)
+        ]
         memo |= {id(own): mine for own, mine in zip(net.parameters(), self.parameters, strict=True)}
         self.net = copy.deepcopy(net, memo)
 

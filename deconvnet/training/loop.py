@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,14 +54,15 @@ class Trainer:
     """Trains `net` on `batches`. Every process of a group makes one; the first one writes.
 
     provenance: what the result depends on beside `run` and the net's spec (`origin.describe`), compared on resumption.
-    checkpoints: the folder to resume from. watch: called with the curves so far after each of their rows.
+    checkpoints: the folder to resume from. watch: called with the curves so far after each of their rows. pretrained:
+    names of the parameters that learn at `run.encoder_lr` times the rate.
 
     Raises InputError for a batch that does not divide among the processes.
     """
 
     def __init__(
         self, net: nn.Module, batches: Batches, run: Run, worker: Worker, provenance: dict, checkpoints: Path,
-        watch: Callable[[pd.DataFrame], None] | None = None,
+        watch: Callable[[pd.DataFrame], None] | None = None, pretrained: Collection[str] = (),
     ):  # fmt: skip
         micro_batch = run.micro_batch_for(worker.world)
         if not micro_batch:
@@ -75,7 +76,7 @@ class Trainer:
         self.checkpoints = Checkpoints(checkpoints)
         self.net = net.to(worker.device, memory_format=torch.channels_last)
         set_batch_norm_crops(net, run.batch_norm_crops)
-        self.optimiser, self.schedule = Optimiser(net, run, worker), Schedule(run)
+        self.optimiser, self.schedule = Optimiser(net, run, worker, pretrained), Schedule(run)
         # Crops that batch norm sees at once cannot be parted among lanes.
         self.lanes = Lanes(net, run.precision, worker.device, micro_batch // (run.batch_norm_crops or micro_batch))
         self.part = micro_batch // len(self.lanes.lanes)  # crops of a lane at once

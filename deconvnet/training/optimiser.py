@@ -1,6 +1,7 @@
 """SGD with the release's rules on all of a net at once, and the schedule of the learning rate."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -20,39 +21,49 @@ class Optimiser:
     in the release it comes to 5e-4 / 8, since its Caffe adds the decay before it divides by the eight accumulated
     batches.
 
+    Layers that start pre-trained learn at `run.encoder_lr` times the rate; at 0 they are frozen, and cost no gradient.
+
     Of several processes each adds up, changes and remembers the momentum of its share of the values alone, then tells
     the others the new values.
     """
 
-    def __init__(self, net: nn.Module, run: Run, worker: Worker):
+    def __init__(self, net: nn.Module, run: Run, worker: Worker, pretrained: Collection[str] = ()):
         self.worker = worker
         norms = {id(parameter) for module in net.modules() if isinstance(module, BatchNormReLU)
                  for parameter in module.parameters()}  # fmt: skip
-        parameters = dict(net.named_parameters())
-        biases = [p for name, p in parameters.items() if name.endswith("bias") and id(p) not in norms]
-        plain = [p for p in parameters.values() if all(p is not bias for bias in biases)]
-        first_bias = sum(parameter.numel() for parameter in plain)
-        self.used = first_bias + sum(parameter.numel() for parameter in biases)
+        kinds = {}  # (rate, decay): parameters, plain ones first
+        for name, parameter in net.named_parameters():
+            slow = run.encoder_lr if name in pretrained else 1.0
+            bias = name.endswith("bias") and id(parameter) not in norms
+            if not slow:
+                parameter.requires_grad_(False)
+                continue
+            kinds.setdefault((bias, slow), []).append(parameter)
+        spans, ordered = [], []  # of equal rate and decay: end, rate, decay
+        for bias, slow in sorted(kinds, key=lambda kind: (kind[0], -kind[1])):
+            ordered += kinds[bias, slow]
+            end = sum(parameter.numel() for parameter in ordered)
+            spans.append((end, 2 * slow if bias else slow, 0.0 if bias else run.weight_decay))
+        self.used = spans[-1][0]
         length = math.ceil(self.used / worker.world) * worker.world
         self.values = torch.zeros(length, device=worker.device)
         self.gradients = torch.zeros_like(self.values)
         views, begin = {}, 0
-        for parameter in (*plain, *biases):
+        for parameter in ordered:
             views[id(parameter)] = _view(self.gradients, begin, parameter)
             value = _view(self.values, begin, parameter)
             value.copy_(parameter.detach())
             parameter.data = value
             begin += parameter.numel()
-        self.views = [views[id(parameter)] for parameter in parameters.values()]  # gradients, by net.parameters()
+        self.views = [views.get(id(parameter)) for parameter in net.parameters()]  # of gradients; None: frozen
 
         share = length // worker.world
         self.own = slice(worker.rank * share, (worker.rank + 1) * share)
         self.own_gradients = self.gradients if worker.world == 1 else torch.zeros(share, device=worker.device)
         groups, self.parts = [], []
-        for start, end, scale, decay in (
-            (0, first_bias, 1.0, run.weight_decay), (first_bias, length, 2.0, 0.0)
-        ):  # fmt: skip
-            start, end = max(start, self.own.start), min(end, self.own.stop)
+        spans[-1] = (length, *spans[-1][1:])  # with what makes the shares equal
+        for before, (end, scale, decay) in zip([0, *(span[0] for span in spans)], spans, strict=False):
+            start, end = max(before, self.own.start), min(end, self.own.stop)
             if start < end:
                 part = nn.Parameter(self.values[start:end])
                 part.grad = self.own_gradients[start - self.own.start : end - self.own.start]
