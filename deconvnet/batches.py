@@ -39,7 +39,8 @@ class Batches:
     table: the columns of data/crops/stage*.parquet. labels: "scene" all classes, "instance" those of the centred object
     alone (stage 1), "class" one a crop (pre-training). resized, size: height and width of the resized window and of the
     random crop of it. The same images are held out for every table and seed. fraction: share of the images that are
-    held out; limit: of their crops, at most, each once, as many of every class as there are. fill: colour outside of the images, RGB 0 to 255.
+    held out; limit: of their crops, at most, each once, as many of every class as there are. fill: colour outside of
+    the images, RGB 0 to 255.
 
     whole_images: every window starts at its image's top left corner. So that the image lies at the top left when it is
     mirrored, too, the window of a mirrored one ends at the image's right edge.

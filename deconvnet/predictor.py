@@ -43,8 +43,7 @@ class Predictor:
     with a longer side is computed at that size, and its scores (with a CRF its labels) are enlarged bilinearly; the
     default is the longer side of FCN-8s's canvas, or 500 (VOC's) for DeconvNet alone. device: a GPU if there is one.
 
-    Names of the classes, how windows are made of boxes, and the size and scale of FCN-8s's canvas come from the model files.
-    Where EdgeBoxes finds nothing, in flat or tiny pictures, DeconvNet sees nothing: all is background.
+    Names of the classes, how windows are made of boxes, FCN-8s's canvas and scale come from the model files. Where EdgeBoxes finds nothing, in flat or tiny pictures, DeconvNet sees nothing: all is background.
 
     Raises InputError for a file that is no such model, for two models of different classes, and for a missing or bad
     edge model.
@@ -139,9 +138,7 @@ class Predictor:
         return select(boxes, self.windows["context"], self.windows["square"], params.min_side, params.proposals)
 
     def _at_once(self, net: nn.Module, images: list[np.ndarray]) -> Iterator[Tensor]:
-        return by_images(
-            net, images, self.canvas, self.inference.fcn_batch, self.inference.precision, self.scale
-        )
+        return by_images(net, images, self.canvas, self.inference.fcn_batch, self.inference.precision, self.scale)
 
     def _member(self, path: str | Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict]:
         net, about = load_net(path, self.device, self.inference.precision)

@@ -79,7 +79,7 @@ class Crops:
     split: Literal["trainaug", "trainval_aug"] = "trainaug"  # trainval_aug for a submission to the test server, P 6.2
     context: Annotated[float, Range(1, 10)] = 1.2  # window side / box side; P 6.1
     square: bool = True  # R: the windows printed in its issues #3 and #11 are square; P does not say
-    max_copies: Annotated[int, Range(1)] | None = None  # of a window in an epoch, even if its class then has fewer; ours
+    max_copies: Annotated[int, Range(1)] | None = None  # of a window in an epoch, though its class then has fewer; ours
     seed: Annotated[int, Range(0)] = 2015
     stage1: ObjectCrops = ObjectCrops()
     stage2: ProposalCrops = ProposalCrops()
@@ -169,8 +169,6 @@ class Pretraining:
     size: Size = Size()
     convention: Literal["imagenet1k_v1", "imagenet1k_features", "caffe_bgr"] = "imagenet1k_v1"  # of the weights' input
     batch_norm_eps: Annotated[float, Range(0)] = 1e-5  # ours
-    # crops, whose activations without batch norm its scale and shift start from; 0: they start at 1 and 0.001, R
-    calibration_crops: Annotated[int, Range(0, 4096)] = 0
     resized: Annotated[int, Range(64, 4096)] = 250  # px, as in Training
     background: Annotated[float, Range(0, 0.9)] = 0.1  # share of windows without an object among the crops; ours
     run: Run = Run(micro_batch=64, batch_norm_crops=None, lr=0.05, warmup_steps=500, drop_at=(12000, 18000))

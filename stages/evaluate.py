@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from deconvnet import scores, tables
+from deconvnet.bootstrap import interval, mean_ious, parts
 from deconvnet.errors import InputError
 from deconvnet.evaluation import SIZES, Counts, by_size, by_width, count
 from deconvnet.files import whole
@@ -34,8 +35,18 @@ SCHEMA = pa.schema(
         "system": pa.string(),
         "mean_iou": pa.float32(),  # over the classes in the image's truth or prediction; null: all is void
         "pixel_accuracy": pa.float32(),
+        # pixels by class, from which any mean IoU and its interval follow (deconvnet/bootstrap.py)
+        "right": pa.list_(pa.int32()),
+        "true": pa.list_(pa.int32()),
+        "predicted": pa.list_(pa.int32()),
     }
 )
+# Whose mean IoU is compared with whose, with an interval.
+COMPARED = (
+    ("deconvnet", "fcn8s"), ("edeconvnet", "fcn8s"), ("edeconvnet", "deconvnet"), ("fcn8s_crf", "fcn8s"),
+    ("deconvnet_crf", "deconvnet"), ("edeconvnet_crf", "edeconvnet"), ("edeconvnet_crf", "fcn8s_crf"),
+    ("edeconvnet_crf", "deconvnet_crf"), ("deconvnet", "stage1"),
+)  # fmt: skip
 
 
 def read_mask(data: bytes, where: str, ids: int, shape: tuple[int, int] | None = None, void: int = 0) -> np.ndarray:
@@ -113,11 +124,31 @@ def evaluate(
                 images["system"] += folders
                 images["mean_iou"] += mean(ious(matrices, predicted=True)).tolist()
                 images["pixel_accuracy"] += accuracy(matrices).tolist()
+                for column, counted in zip(("right", "true", "predicted"), parts(matrices).swapaxes(0, 1), strict=True):
+                    images[column] += counted.tolist()
                 bar.update()
     if total is None:
         raise InputError(f"{dataset}: no image in the shards of {settings.split}; run `dvc repro dataset`")
     arrays = [pa.array(images[field.name], field.type, from_pandas=True) for field in SCHEMA]  # nan becomes null
     return total, pa.Table.from_arrays(arrays, schema=SCHEMA), without
+
+
+def intervals(images: pa.Table, systems: list[str]) -> pd.DataFrame:
+    """Mean IoU of every system and the differences of COMPARED, each with the ends of its 95 % interval.
+
+    images: of SCHEMA, those of one image together, in the order of `systems`.
+    """
+    counted = np.stack([np.stack(images[name].to_pylist()) for name in ("right", "true", "predicted")], 1)
+    counted = counted.reshape(-1, len(systems), *counted.shape[1:])  # (N, S, 3, C)
+    counted = counted[np.argsort(images["image_id"].to_numpy()[:: len(systems)])]  # whatever the shards
+    whole_split = mean_ious(counted.sum(0, keepdims=True), 1)[0]  # one draw of all there is
+    drawn = mean_ious(counted)
+    rows = [(system, "", whole_split[at], *interval(drawn[:, at])) for at, system in enumerate(systems)]
+    for more, less in COMPARED:
+        one, other = systems.index(more), systems.index(less)
+        between = interval(drawn[:, one] - drawn[:, other])
+        rows.append((more, less, whole_split[one] - whole_split[other], *between))
+    return pd.DataFrame(rows, columns=["system", "minus", "mean_iou", "low", "high"]).set_index("system").round(DIGITS)
 
 
 def summarise(
@@ -161,6 +192,7 @@ def main(arguments: list[str]) -> None:
     counts, images, without = evaluate(options.dataset, folders, len(classes), len(growth), settings)
 
     headline, reports = summarise(counts, list(folders), list(classes), list(settings.boundary), list(growth))
+    reports["intervals"] = intervals(images, list(folders))
     for name, report in reports.items():
         with whole(options.reports / f"{name}.csv") as file:
             report.to_csv(file)
@@ -176,8 +208,10 @@ def main(arguments: list[str]) -> None:
     names = {key: system.name for key, system in SYSTEMS.items()}
     print(f"in %; boundary: within {settings.boundary[0]} px of one")
     print(headline.map(percent).rename_axis(None).rename(index=names).to_string())
+    low, high = reports["intervals"].loc[FINAL].query("minus == ''")[["low", "high"]].iloc[0]
     print(
-        f"{SYSTEMS[FINAL].name} {percent(headline['mean_iou'][FINAL])} % mean IoU on {metrics['images']} images of "
+        f"{SYSTEMS[FINAL].name} {percent(headline['mean_iou'][FINAL])} % mean IoU, 95 % interval over images "
+        f"{percent(low)} to {percent(high)}, on {metrics['images']} images of "
         f"{settings.split}" + (f", of which {without} have no proposal" if without else "")
     )
 

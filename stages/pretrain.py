@@ -20,7 +20,6 @@ from deconvnet.nets.weights import load_encoder, read_vgg16
 from deconvnet.pixels import ImageStore
 from deconvnet.training import devices, origin
 from deconvnet.training.backgrounds import with_backgrounds
-from deconvnet.training.calibration import calibrate
 from deconvnet.training.loop import Trainer
 from experiment import params as parameters
 from experiment import training
@@ -59,7 +58,7 @@ def main(arguments: list[str]) -> None:
         __file__, [options.dataset, options.crops], {"vgg16": options.vgg16},
         {
             "classes": classes, "convention": settings.convention, "resized": settings.resized, "flip": True,
-            "background": settings.background, "calibration_crops": settings.calibration_crops,
+            "background": settings.background,
         },
     )  # fmt: skip
     if not missing:
@@ -75,9 +74,6 @@ def main(arguments: list[str]) -> None:
         seed=settings.run.seed, fraction=settings.run.held_out, limit=settings.run.held_out_crops,
         device=worker.device,
     )  # fmt: skip
-    if state and settings.calibration_crops:
-        net.to(worker.device, memory_format=torch.channels_last)
-        calibrate(net.encoder, state, batches, settings.calibration_crops)
     pretrained = {f"encoder.{name}" for name in net.encoder.state_dict() if name.split(".")[0] not in missing}
     result = Trainer(
         net, batches, settings.run, worker, provenance, options.checkpoints,

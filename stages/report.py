@@ -23,7 +23,8 @@ from experiment.report.numbers import DASH, percent
 from experiment.report.page import render
 
 CANDIDATES = 50  # DeconvNet's best images, of which the growing and the activated one are chosen
-EVALUATED = ("metrics.json", "per_class.csv", "confusion.csv", "sizes.csv", "boundary.csv", "growth.csv")
+EVALUATED = ("metrics.json", "per_class.csv", "confusion.csv", "sizes.csv", "boundary.csv", "growth.csv",
+             "intervals.csv")  # fmt: skip
 TRAINED = {
     "pretrain": "Pre-training of the encoder",
     "train_stage1": "DeconvNet, stage 1",
@@ -139,6 +140,7 @@ def main(arguments: list[str]) -> None:
                 charts.balance("Balance of classes, stage 1", reports["crops_stage1"]),
                 charts.balance("Balance of classes, stage 2", reports["crops_stage2"])],
         confusion=shown.row_shares(reports["confusion"], FINAL, classes), summary=shown.listed(shown.summary(metrics)),
+        intervals=shown.intervals(reports["intervals"]),
         galleries=examples, columns=2 + len(galleries.SHOWN), growing=steps,
         layers=activations.layers(net, filled, classes, side) if galleries.object_share(filled) else [],
         parameters=Path("params.yaml").read_text(encoding="utf-8"), code=about.get("provenance", {}).get("code", ""),

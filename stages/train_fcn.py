@@ -90,7 +90,8 @@ def main(arguments: list[str]) -> None:
         watch=lambda curves: training.write_curves(options.curves, curves), pretrained=training.pretrained(net),
     ).train()  # fmt: skip
     if result:
-        training.write(result, net.spec, {"classes": classes, "canvas": settings.canvas, "scale": settings.scale}, options)
+        about = {"classes": classes, "canvas": settings.canvas, "scale": settings.scale}
+        training.write(result, net.spec, about, options)
     devices.leave()
 
 

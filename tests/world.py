@@ -27,9 +27,9 @@ SIZE = {"width": 4, "fc_width": 16, "input_size": 64}
 CLASSES = ["background", "red", "green", "blue"]
 RUN = {
     "steps": 8, "batch": 8, "micro_batch": 4, "batch_norm_crops": None, "lr": 0.05, "momentum": 0.9,
-    "weight_decay": 5e-4, "warmup_steps": 2, "drop_at": [6], "drop": 0.1, "patience": 1, "held_out": 0.25,
-    "held_out_crops": 6, "validate_every": 4, "checkpoint_minutes": 0, "statistics_passes": 2, "precision": "float32",
-    "compile": False, "memory_gb": 1, "seed": 7,
+    "encoder_lr": 1.0, "weight_decay": 5e-4, "warmup_steps": 2, "drop_at": [6], "drop": 0.1, "patience": 1,
+    "held_out": 0.25, "held_out_crops": 6, "validate_every": 4, "checkpoint_minutes": 0, "statistics_passes": 2,
+    "precision": "float32", "compile": False, "memory_gb": 1, "seed": 7,
 }  # fmt: skip
 
 

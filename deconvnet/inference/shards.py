@@ -36,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """How images are scored. growth: numbers of proposals after which labels are kept, too. fcn: for its canvas and scale."""
+    """How images are scored. fcn: for its canvas and scale. growth: numbers of proposals after which labels are kept."""
 
     infer: Inference
     crops: Crops

@@ -18,8 +18,9 @@ def by_images(
 ) -> Iterator[Tensor]:  # fmt: skip
     """Scores float32 (C, H, W) of each image, uint8 (H, W, 3) RGB, seen at the top left of a canvas (height, width).
 
-    The net sees both resized by `scale`, and its scores are interpolated back to the image's size. The rest of the canvas has the encoder's mean colour, which is exactly 0 after normalisation (release). An image
-    that exceeds the canvas is seen alone, on a canvas as large as it needs.
+    The net sees both resized by `scale`, and its scores are interpolated back to the image's size. The rest
+    of the canvas has the encoder's mean colour, which is exactly 0 after normalisation (release). An image that exceeds
+    the canvas is seen alone, on a canvas as large as it needs.
     """
     group = []
     for image in images:

@@ -2,8 +2,8 @@
 
 A model file is a dictionary that `torch.load(weights_only=True)` reads: `spec` (all that `nets.build` needs), `state`
 (the state dict, float32) and `about` (how it was made: settings, hashes of code and data, metrics; and what inference
-needs beside the net: `classes`, their names; `windows`, `context` and `square` of DeconvNet's; `canvas`, px, and `scale` of
-FCN's).
+needs beside the net: `classes`, their names; `windows`, `context` and `square` of DeconvNet's; `canvas` (px) and
+`scale` of FCN's).
 """
 
 import json

@@ -8,7 +8,7 @@ import pandas as pd
 from deconvnet.images import VOC_CLASSES
 from deconvnet.systems import SYSTEMS
 from experiment.report import paper
-from experiment.report.numbers import DASH, gain, percent, points
+from experiment.report.numbers import DASH, gain, percent, points, shown, signed
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,15 @@ def summary(metrics: dict) -> pd.DataFrame:
     return pd.DataFrame(
         [{"system": key} | {name: percent(value) for name, value in metrics[key].items()} for key in SYSTEMS]
     )
+
+
+def intervals(table: pd.DataFrame) -> dict[str, str]:
+    """The 95 % intervals of intervals.csv as text, in %, by system; those of differences by "SYSTEM over OTHER"."""
+    found = {}
+    for row in table.fillna({"minus": ""}).itertuples():
+        name, write = (f"{row.system} over {row.minus}", signed) if row.minus else (row.system, shown)
+        found[name] = f"{write(points(row.low))} to {write(points(row.high))}"
+    return found
 
 
 def listed(table: pd.DataFrame) -> dict:

@@ -166,6 +166,25 @@ def test_an_epoch_holds_every_copy_once_and_no_held_out_image(tmp_path):
     assert [source._row(n) for n in range(epoch)] != [source._row(n) for n in range(epoch, 2 * epoch)]
 
 
+def test_held_out_windows_are_there_once_and_spread_over_the_classes(tmp_path):
+    rows = write_dataset(tmp_path / "dataset", 12)
+    table = crop_table(rows).assign(copies=50)
+    store = ImageStore(tmp_path / "dataset", set(table["image_id"]), 4, 1.0, CPU)
+    kept = held_out(table["image_id"], 0.5)
+    counts = table[kept]["class_id"].value_counts()
+    least = counts.min()
+
+    def chosen(limit):
+        found = Batches(store, table, "scene", (72, 72), (64, 64), True, 1, 0.5, limit, CPU).validation_rows
+        assert len(set(found)) == len(found) and kept[found].all()
+        return table.iloc[found]["class_id"].value_counts()
+
+    assert chosen(10_000).to_dict() == counts.to_dict()
+    assert set(chosen(len(counts) * least)) == {least}  # equally many of each
+    few = chosen(len(counts) + 1)
+    assert few.sum() == len(counts) + 1 and set(few) == {1, 2}
+
+
 def test_parts_of_a_batch_are_the_batch(tmp_path):
     source, _ = batches(tmp_path)
     whole = source.train(3, 8, slice(None))

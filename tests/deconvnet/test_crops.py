@@ -23,6 +23,14 @@ def test_every_class_gets_its_examples_and_windows_of_a_class_differ_by_one(clas
     np.testing.assert_array_equal(crops.balance(classes, per_class, seed=1), copies)
 
 
+def test_a_cap_on_copies():
+    classes = np.array([1] * 3 + [2] * 50 + [9])
+    copies = crops.balance(classes, per_class=20, seed=1, max_copies=4)
+    assert copies[:3].tolist() == [4, 4, 4] and copies[-1] == 4  # 12 and 4 examples instead of 20
+    enough = slice(3, -1)
+    assert (copies[enough] == crops.balance(classes, 20, 1)[enough]).all() and copies[enough].sum() == 20
+
+
 def test_seeds_draw_other_windows():
     classes = np.ones(1000, int)
     assert (crops.balance(classes, 500, 1) != crops.balance(classes, 500, 2)).any()

@@ -60,6 +60,29 @@ def plainly(net, image, windows, params):
     return maps[: max(len(windows), 1)].max(0)
 
 
+def test_whole_images_at_half_their_size():
+    """The net sees a quarter of the pixels, and its scores come back interpolated, at the image's size."""
+    seen = []
+
+    class Copy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torch.nn.Module()
+            self.encoder.register_buffer("mean", torch.tensor([10.0, 20.0, 30.0]))
+            self.factor = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, images):
+            seen.append(images.clone())
+            return images * self.factor
+
+    ramp = np.tile(np.arange(0, 80, 2, dtype=np.uint8)[None, :, None], (30, 1, 3))  # (30, 40, 3)
+    (maps,) = by_images(Copy(), [ramp], (50, 60), 1, "float32", scale=0.5)
+    assert seen[0].shape == (1, 3, 25, 30) and seen[0][0, :, 20, 25].tolist() == [10, 20, 30]
+    assert maps.shape == (3, 30, 40)
+    inner = maps[:, :, 2:-2].numpy()
+    np.testing.assert_allclose(inner, np.broadcast_to(ramp[:, 2:-2].transpose(2, 0, 1), inner.shape), atol=1.1)
+
+
 @pytest.mark.parametrize("aggregation", ["maximum", "average"])
 @pytest.mark.parametrize("clip", [False, True])
 def test_inference_equals_a_plain_loop(aggregation, clip):

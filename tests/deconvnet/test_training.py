@@ -130,6 +130,45 @@ def test_biases_learn_twice_as_fast_but_not_batch_norms():
     assert torch.equal(groups[1]["params"][0], net[0].bias)  # a view of it
 
 
+def test_the_encoders_own_rate():
+    """A net whose first layer learns at a quarter of the rate, against torch's SGD with four groups."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), BatchNormReLU(5), nn.Conv2d(5, 2, 1))
+    twin = copy.deepcopy(net)
+    groups = [
+        {"params": [twin[0].weight], "lr": 0.025}, {"params": [twin[0].bias], "lr": 0.05, "weight_decay": 0},
+        {"params": [*twin[1].parameters(), twin[2].weight]}, {"params": [twin[2].bias], "lr": 0.2, "weight_decay": 0},
+    ]  # fmt: skip
+    theirs = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.1)
+    settings = run(weight_decay=0.1, encoder_lr=0.25)
+    ours = Optimiser(net.to(memory_format=torch.channels_last), settings, WORKER, {"0.weight", "0.bias"})
+    for _ in range(3):
+        gradients = [torch.randn_like(parameter) for parameter in net.parameters()]
+        ours.take(gradients, first=True)
+        ours.step(0.1)
+        for parameter, gradient in zip(twin.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        theirs.step()
+    for one, other in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_frozen_encoder_stays_and_the_rest_learns(tmp_path, threads):
+    torch.manual_seed(0)
+    net = DeconvNet(Size(**SIZE), 4, 1e-5)
+    before = copy.deepcopy(net.state_dict())
+    names = {name for name, _ in net.named_parameters() if name.startswith("encoder.")}
+    settings = run(steps=2, encoder_lr=0.0, precision="bf16", held_out=0.0)
+    torch.set_num_threads(threads)
+    batches = crop_batches(tmp_path, fraction=0)
+    trainer = Trainer(net, batches, settings, WORKER, {}, tmp_path / "checkpoints", pretrained=names)
+    trainer.train()
+    for name, value in net.named_parameters():
+        assert torch.equal(value, before[name]) == (name in names), name
+    assert trainer.optimiser.used == sum(p.numel() for name, p in net.named_parameters() if name not in names)
+
+
 def test_a_step_of_the_optimiser_is_that_of_sgd():
     """Against torch's SGD on the parameters themselves, over three steps, with momentum that was saved and loaded."""
     torch.manual_seed(0)

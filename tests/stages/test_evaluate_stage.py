@@ -91,7 +91,8 @@ def test_the_reports(prepared, capsys):
         ((areas > 0) & (areas < 5)).sum(), ((areas >= 5) & (areas < 9)).sum(), (areas >= 9).sum()
     ]  # fmt: skip
     reports = {
-        name: pd.read_csv(out / f"{name}.csv") for name in ("per_class", "confusion", "sizes", "boundary", "growth")
+        name: pd.read_csv(out / f"{name}.csv")
+        for name in ("per_class", "confusion", "sizes", "boundary", "growth", "intervals")
     }
     assert {name: [*table] for name, table in reports.items()} == {
         "per_class": ["class", *SYSTEMS],
@@ -99,7 +100,13 @@ def test_the_reports(prepared, capsys):
         "sizes": ["system", "small", "medium", "large"],
         "boundary": ["width", *SYSTEMS],
         "growth": ["proposals", "mean_iou", "pixel_accuracy"],
+        "intervals": ["system", "minus", "mean_iou", "low", "high"],
     }
+    spread = reports["intervals"].set_index(["system", reports["intervals"]["minus"].fillna("")])
+    assert (spread["low"] <= spread["high"]).all()
+    for (system, other), value in spread["mean_iou"].items():
+        expected = metrics[system]["mean_iou"] - (metrics[other]["mean_iou"] if other else 0)
+        assert value == pytest.approx(expected, abs=2e-6)
     for system in SYSTEMS:
         ious = jaccard_score(real, said[system], average=None)
         assert [*metrics[system]] == ["mean_iou", "pixel_accuracy", "small", "medium", "large", "boundary"]
@@ -131,7 +138,11 @@ def test_the_reports(prepared, capsys):
             assert found["pixel_accuracy"] == pytest.approx(accuracy_score(truth[inside], mask[inside]))
     printed = capsys.readouterr().out
     ours = metrics["edeconvnet_crf"]
-    closing = f"EDeconvNet+CRF {percent(ours['mean_iou'])} % mean IoU on 4 images of val, of which 2 have no proposal"
+    low, high = (percent(spread[end]["edeconvnet_crf", ""]) for end in ("low", "high"))
+    closing = (
+        f"EDeconvNet+CRF {percent(ours['mean_iou'])} % mean IoU, 95 % interval over images {low} to {high}, on 4 "
+        "images of val, of which 2 have no proposal"
+    )
     row, last = printed.splitlines()[-2:]
     assert last == closing
     assert row.split() == ["EDeconvNet+CRF", *(percent(value) for value in ours.values())]
@@ -145,7 +156,7 @@ def test_reports_do_not_depend_on_shards_or_order(prepared):
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     again = command(prepared / "a", prepared / "again")
     assert (again / "images.parquet").read_bytes() == (first / "images.parquet").read_bytes()
-    assert len(list(first.iterdir())) == 8
+    assert len(list(first.iterdir())) == 9
 
 
 def test_what_the_truth_lacks_is_empty_or_null(prepared):

@@ -17,6 +17,7 @@ from deconvnet.nets import files
 from deconvnet.systems import SYSTEMS
 from experiment.report.galleries import image_iou
 from stages import report
+from stages.evaluate import COMPARED
 from tests.conftest import draw, jpeg
 from tests.experiment.test_report import CLASSES, GROWTH, boundary, metrics, per_class, tiny_net
 
@@ -81,12 +82,18 @@ def write_reports(folder):
             columns=["system", "truth", "predicted", "pixels"],
         ),
         "sizes": pd.DataFrame(sizes, columns=["system", "small", "medium", "large"]),
-        "boundary": boundary(), "growth": GROWTH, "proposals": pd.DataFrame(recall),
+        "intervals": intervals(), "boundary": boundary(), "growth": GROWTH, "proposals": pd.DataFrame(recall),
         "crops_stage1": pd.DataFrame(crop_counts), "crops_stage2": pd.DataFrame(crop_counts),
         "pretrain": curves[:0], "train_stage1": trained, "train_stage2": trained, "train_fcn": trained,
     }  # fmt: skip
     for name, table in reports.items():
         table.to_csv(folder / f"{name}.csv", index=False)
+
+
+def intervals() -> pd.DataFrame:
+    alone = [(name, None, 0.6, 0.55, 0.65) for name in SYSTEMS]
+    pairs = [(name, other, 0.1, -0.02, 0.2) for name, other in COMPARED]
+    return pd.DataFrame(alone + pairs, columns=["system", "minus", "mean_iou", "low", "high"])
 
 
 def make(*more: str) -> str:
@@ -106,6 +113,7 @@ def test_the_page(world):
     words = re.sub("[ \n]+", " ", " ".join(tree.itertext()))
     for text in ("61.7\N{NO-BREAK SPACE}%", "another data set", "nothing was pre-trained", "012345678"):
         assert text in words
+    assert "(95\N{NO-BREAK SPACE}% interval 55.0 to 65.0)" in words and "(\N{MINUS SIGN}2.0 to +20.0)" in words
     assert "test server" not in words  # there is nothing to compare
     assert re.search(r"EDeconvNet\+CRF\s+61\.7", "".join(tree.itertext()))  # a name does not touch its number
     # of the file's values: every system has 10 % on small objects and 20 % at boundaries
