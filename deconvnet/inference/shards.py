@@ -36,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """How images are scored. fcn: for its canvas and scale. growth: numbers of proposals after which labels are kept."""
+    """How images are scored. fcn: for its canvas and scale. growth: numbers of proposals after which to keep labels."""
 
     infer: Inference
     crops: Crops
