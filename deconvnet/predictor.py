@@ -72,7 +72,7 @@ class Predictor:
             whole.append((fcn, other))
         self.canvas, self.scale = None, 1.0
         for path, entries in whole:
-            self.canvas, self.scale = tuple(_entry(path, entries, "canvas")), _entry(path, entries, "scale")
+            self.canvas, self.scale = tuple(_entry(path, entries, "canvas")), entries.get("scale", 1.0)
         self.detector, self.windows = None, None
         if self.net.spec["kind"] == "deconvnet":
             self.windows = _entry(model, about, "windows")

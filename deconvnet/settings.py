@@ -120,7 +120,7 @@ class Run:
     checkpoint_minutes: Annotated[float, Range(0)] = 10  # between checkpoints; ours
     momentum: Annotated[float, Range(0, 1)] = 0.9  # P 6.1
     weight_decay: Annotated[float, Range(0)] = 5e-4  # P 6.1
-    encoder_lr: Annotated[float, Range(0, 1)] = 1.0  # times lr, for layers that start pre-trained; 0: frozen; ours
+    encoder_lr: Annotated[float, Range(0)] = 1.0  # times lr, for layers that start pre-trained; 0: frozen; ours
     drop: Annotated[float, Range(0, 1)] = 0.1  # factor of a drop of the learning rate; P 6.1
     patience: Annotated[int, Range(1)] = 3  # validations without a better accuracy that make a plateau; ours
     held_out: Annotated[float, Range(0, 0.9)] = 0.02  # share of the training images kept for validation; 0: none; ours
@@ -183,6 +183,7 @@ class Training:
     """DeconvNet's two stages (P 4.2, 6.1)."""
 
     batch_norm_eps: Annotated[float, Range(0)] | None = 1e-9  # R; null trains without batch norm, the claim of P 4.1
+    decoder_start: Literal["gaussian", "he"] = "gaussian"  # of std 0.01, R; by He's rule it bears a higher rate; ours
     resized: Annotated[int, Range(64, 4096)] = 250  # px; a random crop of the net's input size is taken; P 6.1
     flip: bool = True  # mirror half of the crops; P 6.1
     stage1: Run = Run()

@@ -26,13 +26,15 @@ from experiment import training
 from experiment.cli import run
 
 
-def initial(path: Path, classes: int, eps: float | None, worker: Worker) -> nn.Module:
+def initial(path: Path, classes: int, eps: float | None, decoder_start: str, worker: Worker) -> nn.Module:
     """DeconvNet from the encoder of `pretrain`, whose size it takes, or from an earlier DeconvNet."""
     saved = files.read(path)
     net = DeconvNet(Size(**saved["spec"]["size"]), classes, eps)
     if saved["spec"]["kind"] == "deconvnet":
         files.load_state(net, saved["state"], path)
     else:
+        if decoder_start == "he":
+            net.start_by_he()
         missing = load_encoder(net.encoder, encoder_state(saved["state"]), saved["spec"]["eps"])
         worker.say(f"{path}: encoder layers that start fresh: {', '.join(missing) or 'none'}")
     return net
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> None:
         return
 
     torch.manual_seed(settings.seed)
-    net = initial(options.init, len(classes), params.train.batch_norm_eps, worker)
+    net = initial(options.init, len(classes), params.train.batch_norm_eps, params.train.decoder_start, worker)
     table = tables.read(options.crops).to_pandas()
     store = ImageStore(
         options.dataset, set(table["image_id"]), len(classes), settings.memory_gb, worker.device, worker.shared_memory
@@ -65,7 +67,8 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     provenance = origin.describe(
         __file__, [options.dataset, options.crops], {"init": options.init},
-        {"stage": options.stage, "classes": classes, "resized": resized, "flip": flip},
+        {"stage": options.stage, "classes": classes, "resized": resized, "flip": flip,
+         "decoder_start": params.train.decoder_start},
     )  # fmt: skip
     result = Trainer(
         net, batches, settings, worker, provenance, options.checkpoints,

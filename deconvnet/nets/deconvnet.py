@@ -48,6 +48,16 @@ class DeconvNet(nn.Module):
             elif name.endswith(("conv.bias", "score.bias")):
                 nn.init.zeros_(parameter)
 
+    def start_by_he(self) -> None:
+        """Start the deconvolutions anew by He's rule (Kaiming et al., 2015): a std of sqrt(2 / fan-in).
+
+        Under batch norm a layer turns at a speed of the learning rate over its weights' squared norm. At a std of 0.01
+        for all that differs 65-fold between the widest and the narrowest layer of the decoder; by He's rule 8-fold.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("conv.weight") and not name.startswith("encoder."):
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) RGB, 0 to 255, S the size's input_size -> (B, classes, S, S) scores before the softmax."""
         pools = self.encoder.pools(self.encoder.normalise(images))

@@ -325,3 +325,15 @@ def test_last_upsampling_is_the_transposed_convolution_of_the_release(stride, he
     expected = F.conv_transpose2d(maps[0], filters, stride=stride, groups=3)[:, :, 31 : 31 + height, 31 : 31 + width]
     inner = slice(stride // 32, None)  # FCN-32s's first row and column lie half a pixel outside of its cells' centres
     torch.testing.assert_close(found[:, :, inner, inner], expected[:, :, inner, inner])
+
+
+def test_a_decoder_by_hes_rule():
+    net = DeconvNet(Size(16, 64, 64), 4, 1e-5)
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    torch.manual_seed(0)
+    net.start_by_he()
+    for name, value in net.named_parameters():
+        if name.startswith("deconv") and name.endswith("conv.weight"):
+            assert float(value.detach().std()) == pytest.approx((2 / value[0].numel()) ** 0.5, rel=0.1), name
+        elif not name.startswith("fc6_deconv"):
+            assert torch.equal(value, before[name]), name
