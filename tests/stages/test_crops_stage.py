@@ -158,4 +158,6 @@ def test_an_image_without_windows_need_not_fit(world):
 
 def test_one_closing_line_says_what_was_made(world, capsys):
     build("stage1")
-    assert capsys.readouterr().out == ("crops.parquet: 4 windows of 2 classes, 400 examples of each per epoch\n")
+    assert capsys.readouterr().out == (
+        "crops.parquet: 4 windows of 2 classes, 800 examples per epoch, 400 of a class at most\n"
+    )

@@ -28,13 +28,14 @@ LAYOUT = {"memory_gb": 2, "checkpoint_minutes": 0, "compile": True}
 OTHER = {
     "steps": 3, "batch": 16, "micro_batch": 8, "batch_norm_crops": 2, "lr": 0.01, "warmup_steps": 1, "drop_at": [0],
     "held_out_crops": 5, "validate_every": 1, "momentum": 0.8, "weight_decay": 1e-3, "drop": 0.5, "patience": 2,
-    "held_out": 0.3, "statistics_passes": 3, "precision": "bf16", "seed": 8,
+    "held_out": 0.3, "statistics_passes": 3, "encoder_lr": 0.5, "precision": "bf16", "seed": 8,
 }  # fmt: skip
 SETTINGS = {
     "pretrain": {"size": SIZE | {"width": 5}, "convention": "caffe_bgr", "batch_norm_eps": 1e-4, "resized": 80,
                  "background": 0.1},
-    "train": {"batch_norm_eps": 1e-4, "resized": 80, "flip": False},
-    "train_fcn": {"batch_norm_eps": 1e-4, "skip_scales": [1, 2], "dropout": 0.4, "canvas": [96, 100], "flip": False},
+    "train": {"batch_norm_eps": 1e-4, "decoder_start": "he", "resized": 80, "flip": False},
+    "train_fcn": {"batch_norm_eps": 1e-4, "skip_scales": [1, 2], "dropout": 0.4, "canvas": [96, 100], "scale": 0.5,
+                  "flip": False},
 }  # fmt: skip
 MORE_CLASSES = {"dataset": {"classes": ["background", "red", "green", "blue", "more"]}}
 
@@ -143,7 +144,7 @@ def test_code(stage, folder):
     _, starts = stage
     net, train = folder / "code/deconvnet/nets/layers.py", folder / "code/deconvnet/training"
     edit(train / "loop.py", 'crops an "', 'windows an "')  # a message
-    edit(train / "optimiser.py", "parameters = dict(", "# a comment\n        parameters = dict(")
+    edit(train / "optimiser.py", "kinds = {}", "# a comment\n        kinds = {}")
     edit(folder / "code/experiment/training.py", "training curves, CSV", "the curves")  # help
     edit(folder / "code/deconvnet/settings.py", "0.01  # P 6.1", "0.02  # P 6.1")  # a default: values are compared
     assert not starts()
@@ -162,6 +163,7 @@ def test_the_description_is_in_the_model(folder):
     found = files.read("a.pt")["about"]["provenance"]
     assert found["run"] == json.loads(json.dumps(RUN | SHORT)) and found["spec"]["kind"] == "fcn"
     assert found["settings"] == {
-        "classes": ["background", "red", "green", "blue"], "canvas": [96, 96], "flip": True, "skip_scales": [1.0, 1.0],
+        "classes": ["background", "red", "green", "blue"], "canvas": [96, 96], "scale": 1.0, "flip": True,
+        "skip_scales": [1.0, 1.0],
     }  # fmt: skip
     assert found["files"].keys() == {"init"} and len(found["files"]["init"]) == len(found["code"]) == 64

@@ -27,6 +27,7 @@ def test_the_blocks_of_the_readme(built, tmp_path):
     world = clone(built, tmp_path / "repository").parent
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(REPOSITORY / name, world)
+    shutil.copytree(REPOSITORY / "small", world / "small", ignore=shutil.ignore_patterns("data", "reports"))
     (world / ".venv").symlink_to(REPOSITORY / ".venv")
     pixels = np.random.default_rng(0).integers(0, 255, (120, 150, 3), np.uint8)
     Image.fromarray(pixels).resize((600, 480)).save(world / "photo.jpg")
