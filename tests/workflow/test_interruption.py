@@ -285,6 +285,20 @@ run(main)"""
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("module", ["stages.proposals", "experiment.predict"])
+def test_ctrl_c_during_the_imports_ends_in_silence(tmp_path, module):
+    held = "import signal; print('ready', flush=True); signal.pause()"  # stands for a library that takes seconds
+    for library in ("pandas", "torch", "numpy", "cv2"):
+        (tmp_path / f"{library}.py").write_text(held)
+    python = environment(PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    process = subprocess.Popen([sys.executable, "-P", "-m", module], cwd=tmp_path, env=python,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == ""
+    assert process.returncode == -signal.SIGINT
+
+
 def test_what_a_killed_process_left_goes_with_the_next_that_writes(tmp_path):
     (tmp_path / ".table.1.tmp").mkdir()
     (tmp_path / ".table.1.tmp/half").touch()
