@@ -21,13 +21,13 @@ from deconvnet.images import VOID
 from deconvnet.metrics import divide, ious, mean
 from deconvnet.settings import Evaluation
 
-SIZES = ("small", "medium", "large")
+SIZES = ("small", "medium", "large")  # names of the three that an experiment tells apart
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 class Object(NamedTuple):
     kind: int  # class
-    size: int  # index in SIZES
+    size: int  # how many of the settings' `sizes` its area reaches
     window: tuple[slice, slice]  # rows and columns of the image inside which it is judged
     own: np.ndarray  # bool, of the window's shape: the object
     other: np.ndarray  # bool: where its class would be wrong
@@ -41,15 +41,15 @@ class Truth(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Counts over one or more images for S systems, B widths and C classes; int64.
+    """Counts over one or more images for S systems, B widths, Z sizes and C classes; int64.
 
     Each pixel is in one band: that of the smallest width that reaches it, or the last one, beyond all widths.
     """
 
     confusion: np.ndarray  # (S, B + 1, C, C) pixels: band, truth, predicted
-    overlap: np.ndarray  # (S, 2, 3, C) pixels: intersection and union, size, class
+    overlap: np.ndarray  # (S, 2, Z, C) pixels: intersection and union, size, class
     growth: np.ndarray  # (numbers of proposals, C, C) pixels: truth, predicted
-    objects: np.ndarray  # (3,): number of objects of each size
+    objects: np.ndarray  # (Z,): number of objects of each size
 
 
 def bands(class_mask: np.ndarray, widths: list[int]) -> np.ndarray:
@@ -97,9 +97,9 @@ def banded_confusion(labels: np.ndarray, key: np.ndarray, classes: int, widths: 
     return counted.reshape(shape)
 
 
-def overlap(labels: np.ndarray, objects: list[Object], classes: int) -> np.ndarray:
-    """Intersections and unions with the objects, added up: int64 (2, 3, C), of labels uint8 (H, W)."""
-    total = np.zeros((2, len(SIZES), classes), np.int64)
+def overlap(labels: np.ndarray, objects: list[Object], classes: int, sizes: int) -> np.ndarray:
+    """Intersections and unions with the objects, added up: int64 (2, sizes, C), of labels uint8 (H, W)."""
+    total = np.zeros((2, sizes, classes), np.int64)
     for kind, size, window, own, other in objects:
         said = labels[window] == kind
         total[0, size, kind] += np.count_nonzero(said & own)
@@ -116,13 +116,13 @@ def count(
     labels: of each system. growth: after each number of proposals.
     """
     truth = prepare(row, class_mask, instance_mask, classes, settings)
-    widths = len(settings.boundary)
+    widths, sizes = len(settings.boundary), len(settings.sizes) + 1
     grown = [banded_confusion(each, truth.key, classes, widths).sum(0) for each in growth]
     return Counts(
         np.stack([banded_confusion(each, truth.key, classes, widths) for each in labels]),
-        np.stack([overlap(each, truth.objects, classes) for each in labels]),
+        np.stack([overlap(each, truth.objects, classes, sizes) for each in labels]),
         np.array(grown, np.int64).reshape(-1, classes, classes),
-        np.bincount([each.size for each in truth.objects], minlength=len(SIZES)),
+        np.bincount([each.size for each in truth.objects], minlength=sizes),
     )
 
 
@@ -132,5 +132,5 @@ def by_width(matrices: np.ndarray) -> np.ndarray:
 
 
 def by_size(overlaps: np.ndarray) -> np.ndarray:
-    """Counts.overlap (S, 2, 3, C) -> mean IoU of the objects of each size (S, 3)."""
+    """Counts.overlap (S, 2, Z, C) -> mean IoU of the objects of each size (S, Z)."""
     return mean(divide(overlaps[:, 0], overlaps[:, 1]))

@@ -183,6 +183,7 @@ class Training:
     """DeconvNet's two stages (P 4.2, 6.1)."""
 
     batch_norm_eps: Annotated[float, Range(0)] | None = 1e-9  # R; null trains without batch norm, the claim of P 4.1
+    unpooling: Literal["switches", "bilinear", "transposed"] = "switches"  # P 3.2.1; the others for claim (g)
     decoder_start: Literal["gaussian", "he"] = "gaussian"  # of std 0.01, R; by He's rule it bears a higher rate; ours
     resized: Annotated[int, Range(64, 4096)] = 250  # px; a random crop of the net's input size is taken; P 6.1
     flip: bool = True  # mirror half of the crops; P 6.1

@@ -94,7 +94,8 @@ def trainings(params: Params) -> dict[str, tuple[Run, dict, tuple[int, int]]]:
     size, classes = dataclasses.asdict(params.pretrain.size), len(params.dataset.classes)
     side = (params.pretrain.size.input_size,) * 2
     encoder = {"kind": "classifier", "size": size, "classes": classes, "eps": params.pretrain.batch_norm_eps}
-    deconvnet = {"kind": "deconvnet", "size": size, "classes": classes, "eps": params.train.batch_norm_eps}
+    deconvnet = {"kind": "deconvnet", "size": size, "classes": classes, "eps": params.train.batch_norm_eps,
+                 "unpooling": params.train.unpooling}  # fmt: skip
     fcn = {"kind": "fcn", "size": size, "classes": classes, "eps": params.train_fcn.batch_norm_eps}
     return {
         "pretrain": (params.pretrain.run, encoder, side),

@@ -17,7 +17,7 @@ from deconvnet.nets import files
 from deconvnet.nets.deconvnet import DeconvNet
 from deconvnet.nets.weights import encoder_state, load_encoder
 from deconvnet.pixels import ImageStore
-from deconvnet.settings import Size
+from deconvnet.settings import Size, Training
 from deconvnet.training import devices, origin
 from deconvnet.training.devices import Worker
 from deconvnet.training.loop import Trainer
@@ -26,14 +26,14 @@ from experiment import training
 from experiment.cli import run
 
 
-def initial(path: Path, classes: int, eps: float | None, decoder_start: str, worker: Worker) -> nn.Module:
+def initial(path: Path, classes: int, settings: Training, worker: Worker) -> nn.Module:
     """DeconvNet from the encoder of `pretrain`, whose size it takes, or from an earlier DeconvNet."""
     saved = files.read(path)
-    net = DeconvNet(Size(**saved["spec"]["size"]), classes, eps)
+    net = DeconvNet(Size(**saved["spec"]["size"]), classes, settings.batch_norm_eps, settings.unpooling)
     if saved["spec"]["kind"] == "deconvnet":
         files.load_state(net, saved["state"], path)
     else:
-        if decoder_start == "he":
+        if settings.decoder_start == "he":
             net.start_by_he()
         missing = load_encoder(net.encoder, encoder_state(saved["state"]), saved["spec"]["eps"])
         worker.say(f"{path}: encoder layers that start fresh: {', '.join(missing) or 'none'}")
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
         return
 
     torch.manual_seed(settings.seed)
-    net = initial(options.init, len(classes), params.train.batch_norm_eps, params.train.decoder_start, worker)
+    net = initial(options.init, len(classes), params.train, worker)
     table = tables.read(options.crops).to_pandas()
     store = ImageStore(
         options.dataset, set(table["image_id"]), len(classes), settings.memory_gb, worker.device, worker.shared_memory
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     provenance = origin.describe(
         __file__, [options.dataset, options.crops], {"init": options.init},
         {"stage": options.stage, "classes": classes, "resized": resized, "flip": flip,
-         "decoder_start": params.train.decoder_start},
+         "decoder_start": params.train.decoder_start, "unpooling": params.train.unpooling},
     )  # fmt: skip
     result = Trainer(
         net, batches, settings, worker, provenance, options.checkpoints,

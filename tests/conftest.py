@@ -12,6 +12,20 @@ from scipy.io import savemat
 
 from tests import pipeline
 
+# The files that take minutes, longest first: two processes that begin with them end at about the same time. The second
+# does without `built`, which the first one makes.
+LONGEST = [
+    "workflow/test_graph.py", "stages/test_processes.py", "workflow/test_interruption.py",
+    "workflow/test_experiments.py", "workflow/test_cluster.py", "workflow/test_claims.py", "workflow/test_pipeline.py",
+    "stages/test_train.py", "workflow/test_remote.py", "stages/test_origin.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    folder = Path(__file__).parent
+    order = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
 
 def jpeg(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()

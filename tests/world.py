@@ -97,7 +97,7 @@ def write_params(folder, changes=None, **run):
     sections = {
         "dataset": settings.Dataset(CLASSES), "proposals": settings.EdgeBoxes(), "crops": settings.Crops(),
         "pretrain": settings.Pretraining(Size(**SIZE), "imagenet1k_v1", 1e-5, 72, 0.2),
-        "train": settings.Training(1e-5, "gaussian", 72), "reestimate": settings.Reestimation(5, 6),
+        "train": settings.Training(1e-5, resized=72), "reestimate": settings.Reestimation(5, 6),
         "train_fcn": settings.FcnTraining(None, (1.0, 1.0), 0.5, (96, 96)), "infer": settings.Inference(),
         "ensemble": settings.Ensemble(), "crf": settings.Crf(), "evaluate": settings.Evaluation(),
     }  # fmt: skip

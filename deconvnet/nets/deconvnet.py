@@ -12,6 +12,7 @@ from noise that is the same either way, so deconv5_1 to deconv1_2 are `Conv2d`, 
 
 import dataclasses
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deconvnet.kernels import unpool
@@ -26,20 +27,27 @@ BLOCKS = {5: (8, 8, 8), 4: (8, 8, 4), 3: (4, 4, 2), 2: (2, 1), 1: (1, 1)}
 class DeconvNet(nn.Module):
     """Crops to class scores. `eps` is batch norm's epsilon, or None for a net without batch norm (claim (d)).
 
+    `unpooling` says how a block of the decoder doubles its map (paper 3.2.1): by the `switches` of the pooling, or, to
+    see what those are worth (claim (g)), by `bilinear` interpolation, or by `transposed` convolutions: 4x4 with stride
+    2, each in place of an unpooling and of the 3x3 layer after it.
+
     Deconvolutions start from zero-mean Gaussians of std 0.01, biases at 0 (release). In a narrower net the std grows as
     the fan-in shrinks: under batch norm a weight's size is its inverse learning rate, and 0.01 would start wildly.
     """
 
-    def __init__(self, size: Size, classes: int, eps: float | None):
+    def __init__(self, size: Size, classes: int, eps: float | None, unpooling: str = "switches"):
         super().__init__()
-        self.spec = {"kind": "deconvnet", "size": dataclasses.asdict(size), "classes": classes, "eps": eps}
+        self.spec = {"kind": "deconvnet", "size": dataclasses.asdict(size), "classes": classes, "eps": eps,
+                     "unpooling": unpooling}  # fmt: skip
         self.encoder = VGG16(size, eps)
         channels = BLOCKS[5][0] * size.width
         self.fc6_deconv = Layer(FcDeconv(size.fc_width, channels, size.fc_kernel), eps)
         for number, block in BLOCKS.items():
             for index, multiple in enumerate(block, 1):
-                layer = Layer(nn.Conv2d(channels, multiple * size.width, 3, padding=1), eps)
-                self.add_module(f"deconv{number}_{index}", layer)
+                kind, shape = nn.Conv2d, {"kernel_size": 3, "padding": 1}
+                if unpooling == "transposed" and index == 1:
+                    kind, shape = nn.ConvTranspose2d, {"kernel_size": 4, "stride": 2, "padding": 1}
+                self.add_module(f"deconv{number}_{index}", Layer(kind(channels, multiple * size.width, **shape), eps))
                 channels = multiple * size.width
         self.score = nn.Conv2d(channels, classes, 1)
         for name, parameter in self.named_parameters():
@@ -65,7 +73,10 @@ class DeconvNet(nn.Module):
         x = self.encoder.fc7(x)  # (B, fc, 1, 1)
         x = self.fc6_deconv(x)  # (B, 8w, S/32, S/32)
         for number, block in BLOCKS.items():
-            x = unpool(x, pools[number - 1][1])  # (B, C, 2H, 2W), H = S / 2^number
+            if self.spec["unpooling"] == "switches":
+                x = unpool(x, pools[number - 1][1])  # (B, C, 2H, 2W), H = S / 2^number
+            elif self.spec["unpooling"] == "bilinear":
+                x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             for index in range(1, len(block) + 1):
                 x = getattr(self, f"deconv{number}_{index}")(x)
         return self.score(x)  # (B, classes, S, S)

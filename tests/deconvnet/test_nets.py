@@ -8,12 +8,14 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from deconvnet import nets
 from deconvnet.errors import InputError
 from deconvnet.nets import files
 from deconvnet.nets.deconvnet import DeconvNet
 from deconvnet.nets.fcn import FCN, bilinear
+from deconvnet.nets.folding import fold
 from deconvnet.nets.layers import BatchNormReLU, Dropout, FcConv, FcDeconv, set_seeds
-from deconvnet.nets.vgg import CONVENTIONS, VGG16, Classifier
+from deconvnet.nets.vgg import BLOCKS, CONVENTIONS, VGG16, Classifier
 from deconvnet.nets.weights import NAMES, encoder_state, load_encoder, read_vgg16
 from deconvnet.settings import Size
 
@@ -337,3 +339,53 @@ def test_a_decoder_by_hes_rule():
             assert float(value.detach().std()) == pytest.approx((2 / value[0].numel()) ** 0.5, rel=0.1), name
         elif not name.startswith("fc6_deconv"):
             assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("unpooling", ["switches", "bilinear", "transposed"])
+def test_what_takes_the_place_of_unpooling(unpooling, tmp_path):
+    """Against the decoder written out, with PyTorch's own functions."""
+    torch.manual_seed(1)
+    net = DeconvNet(TINY, 5, 1e-5, unpooling)
+    for name, value in net.named_buffers():
+        if "running" in name:
+            value.data = value + torch.rand_like(value)
+    net.eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64))
+
+    def layer(x, name):
+        own = getattr(net, name)
+        conv = own.conv
+        if name.startswith("deconv") and unpooling == "transposed" and name.endswith("_1"):
+            x = F.conv_transpose2d(x, conv.weight, stride=2, padding=1)
+        else:
+            x = F.conv2d(x, conv.weight, padding=1)
+        norm = own.norm
+        x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5)
+        return F.relu(x)
+
+    with torch.no_grad():
+        x, switches = net.encoder.normalise(images), {}
+        for number, block in enumerate(BLOCKS, 1):
+            for index in range(1, len(block) + 1):
+                x = getattr(net.encoder, f"conv{number}_{index}")(x)
+            x, switches[number] = F.max_pool2d(x, 2, return_indices=True)
+        x = net.fc6_deconv(net.encoder.fc7(net.encoder.fc6(x)))
+        for number, layers in ((5, 3), (4, 3), (3, 3), (2, 2), (1, 2)):
+            if unpooling == "switches":
+                x = F.max_unpool2d(x, switches[number], 2)
+            elif unpooling == "bilinear":
+                x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            for index in range(1, layers + 1):
+                x = layer(x, f"deconv{number}_{index}")
+        expected = net.score(x)
+        torch.testing.assert_close(net(images), expected, rtol=1e-3, atol=1e-4)
+
+        files.save(tmp_path / "net.pt", net.spec, net.state_dict(), {})
+        loaded, _ = files.load(tmp_path / "net.pt")
+        assert torch.equal(loaded(images), net(images))
+        torch.testing.assert_close(fold(loaded)(images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_file_of_before_has_switches():
+    spec = {key: value for key, value in DeconvNet(TINY, 5, 1e-5).spec.items() if key != "unpooling"}
+    assert nets.build(spec).spec["unpooling"] == "switches"

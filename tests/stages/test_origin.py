@@ -33,7 +33,8 @@ OTHER = {
 SETTINGS = {
     "pretrain": {"size": SIZE | {"width": 5}, "convention": "caffe_bgr", "batch_norm_eps": 1e-4, "resized": 80,
                  "background": 0.1},
-    "train": {"batch_norm_eps": 1e-4, "decoder_start": "he", "resized": 80, "flip": False},
+    "train": {"batch_norm_eps": 1e-4, "decoder_start": "he", "resized": 80, "flip": False,
+              "unpooling": "bilinear"},
     "train_fcn": {"batch_norm_eps": 1e-4, "skip_scales": [1, 2], "dropout": 0.4, "canvas": [96, 100], "scale": 0.5,
                   "flip": False},
 }  # fmt: skip

@@ -260,7 +260,7 @@ def test_nothing_that_a_stage_does_not_list_matters(stage, built, tmp_path):
 OTHERS = {
     "gaussian": "he", "bf16": "float32", "val": "train", "trainaug": "trainval_aug",
     "imagenet1k_v1": "imagenet1k_features", "maximum": "average", "mean": "product", "symmetric": "none",
-    "gradient": "structured",
+    "gradient": "structured", "switches": "bilinear",
 }  # fmt: skip
 TIED = {"by", "splits", "split", "input_size"}  # keys that the check of the whole file holds to other sections
 

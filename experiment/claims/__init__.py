@@ -1,0 +1,1 @@
+"""The paper's claims, tested on variants of an experiment: cells, comparisons, figures, the page."""

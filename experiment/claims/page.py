@@ -1,0 +1,88 @@
+"""The claims' page in Markdown."""
+
+import pandas as pd
+
+from deconvnet import cost
+from experiment.check import trainings
+from experiment.claims import cells
+from experiment.claims.comparisons import SAID, Shown
+from experiment.claims.counts import Row
+from experiment.report.numbers import percent
+from experiment.report.numbers import signed as number_signed
+
+
+def signed(value: float) -> str:
+    return number_signed(round(value, 1) + 0.0)  # no -0.0
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows]) + "\n"
+
+
+def named(shown: Shown) -> str:
+    system = shown.system if shown.table == "systems" else shown.table
+    return system.replace("_", " ") + ("" if shown.region == "all" else f", {shown.region}")
+
+
+def comparison(row: Row) -> list[str]:
+    """A comparison's line: name, difference, interval, seeds, paper, verdict."""
+    name, paper = row.asked.name + " *" * row.asked.control, row.asked.paper
+    last = ["" if paper is None else signed(paper), row.verdict]
+    if row.found is None:
+        return [name, "diverged", "", "", *last]
+    spread = f" ± {row.found.spread:.1f}" if len(row.found.seeds) > 1 else ""
+    interval = f"{signed(row.found.low)} to {signed(row.found.high)}"
+    return [name, signed(row.found.mean) + spread, interval, " ".join(map(signed, row.found.seeds)), *last]
+
+
+def costs(claims: cells.Claims) -> str:
+    """What each variant is trained with, and what a crop costs."""
+    rows = []
+    for name, changes in claims.variants.items():
+        params = cells.variant(claims, name, claims.seeds[0])[0].params
+        steps = sum(getattr(params.train, stage).steps for stage in changes.get("trained", ["stage1", "stage2"]))
+        plan, spec, size = trainings(params)["train_stage2"]
+        found = cost.count(plan, spec, size, "cpu")
+        rows.append([name, f"{steps:,}", str(plan.batch), f"{plan.lr:g}", f"{found.parameters / 1e6:.2f} M",
+                     f"{found.step.flops / plan.batch / 1e9:.2f} GFLOP"])  # fmt: skip
+    return table(["variant", "steps", "crops a step", "learning rate", "parameters", "a crop in training"], rows)
+
+
+def write(
+    claims: cells.Claims, conditions: str, rows: list[Row], verdicts: dict[str, str], levels: pd.DataFrame,
+    pictures: dict[str, list[tuple[str, str]]], rates: list[dict],
+) -> str:  # fmt: skip
+    """The page. pictures: by letter, captions and the names of files in claims/."""
+    text = [
+        "# The paper's claims, tested\n",
+        "Made by `make claims` (claims/dvc.yaml), not by hand.\n",
+        conditions,
+        "A difference is the mean over the seeds, in points of mean IoU, ± the standard deviation over the seeds. The "
+        "95 % interval is the bootstrap's over images, the same images for both sides; it says nothing about seeds.\n",
+        "The rule, stated before anything ran: a comparison **holds** if its interval lies above 0 and every seed's "
+        f"difference does; it **does not hold** if the interval ends below {claims.rule.margin:g} points, the least "
+        "gain worth the name; else it is **undecided**. A claim holds if all its comparisons hold. A * marks a "
+        "control, which has no part in the claim's verdict.\n",
+        table(["claim", "what the paper says", "verdict"],
+              [[f"({letter})", SAID[letter], f"**{found}**"] for letter, found in verdicts.items()]),
+        "![All differences](claims/forest.svg)\n",
+    ]  # fmt: skip
+    header = ["comparison", "difference", "95 % interval", "seeds", "paper", "verdict"]
+    for letter, said in SAID.items():
+        if own := [comparison(row) for row in rows if row.asked.letter == letter]:
+            text += [f"## ({letter}) {said}\n", table(header, own)]
+            text += [f"{caption}\n\n![{caption}](claims/{name})\n" for caption, name in pictures[letter]]
+    tried = pd.DataFrame(rates).pivot(index="lr", columns="norm", values="held_out_mean_iou")
+    shown = [[f"{lr:g}", *("diverged" if pd.isna(value) else percent(value) for value in row)]
+             for lr, row in zip(tried.index, tried[["with", "without"]].to_numpy(), strict=True)]  # fmt: skip
+    text += [
+        "## What was trained\n", costs(claims),
+        "Rates tried for stage 2 alone: mean IoU in % of held-out crops. The best of each kind was taken.\n",
+        table(["learning rate", "with batch norm", "without"], shown),
+        "## Mean IoU of everything compared, in %\n",
+        table(["what", "mean over seeds", "95 % interval", "seeds"], [
+            [named(Shown(row.table, row.system, row.region)),
+             f"{row.mean_iou:.1f}" + (f" ± {row.deviation:.1f}" if row.deviation == row.deviation else ""),
+             f"{row.low:.1f} to {row.high:.1f}", row.seeds] for row in levels.itertuples()]),
+    ]  # fmt: skip
+    return "\n".join(text)

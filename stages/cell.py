@@ -1,0 +1,101 @@
+"""One training of the claims, in a cell of its own (experiment/claims/cells.py).
+
+    python -m stages.cell rate with 0.05 --out data/rates/with-0.05.json     stage 2 alone, held out
+    python -m stages.cell rates --out data/rates.json                        the best rate with and without batch norm
+    python -m stages.cell train bilinear 1 --out data/models/bilinear-1.pt   a variant of DeconvNet, with a seed
+    python -m stages.cell fcn8s 1 --out data/models/fcn8s-1.pt               FCN-8s, with a seed
+
+A training that diverges is a result: its model file is empty, its held-out mean IoU null.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from deconvnet.errors import InputError
+from deconvnet.files import whole
+from experiment.claims import cells
+from experiment.cli import run
+
+
+def train(cell: cells.Cell, trained: list[str]) -> Path | None:
+    """Train DeconvNet by the stages named; the model, or None: it diverged. Stage 2 alone starts from the encoder."""
+    (cell / "data/models").mkdir(parents=True, exist_ok=True)
+    if not (cell / "data/crops").is_symlink():
+        cells.crops(cell)
+    if trained == ["stage2"]:
+        cells.link(cell / "data/models/stage1.pt", cell / "data/weights/encoder.pt")
+    try:
+        for stage in trained:
+            cell.workflow("train", stage)
+    except cells.Diverged:
+        return None
+    return cell / f"data/models/{trained[-1]}.pt"
+
+
+def keep(model: Path | None, out: Path) -> None:
+    """Copy a model out of its cell; an empty file for none."""
+    with whole(out) as file:
+        file.touch() if model is None else shutil.copyfile(model, file)
+
+
+def held_out(cell: cells.Cell, stage: str) -> float:
+    return json.loads((cell / f"reports/train_{stage}.json").read_text())["held_out"][stage]
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.cell", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    rate, best, one, fcn = (commands.add_parser(name) for name in ("rate", "rates", "train", "fcn8s"))
+    rate.add_argument("norm", choices=("with", "without"))
+    rate.add_argument("lr", type=float)
+    one.add_argument("variant")
+    for command in (one, fcn):
+        command.add_argument("seed", type=int)
+    for command in (rate, best, one, fcn):
+        command.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    claims = cells.load()
+    if options.command == "rate":
+        stage2 = {"lr": options.lr, "steps": claims.rates.steps, "validate_every": claims.rates.steps}
+        changes = {"train": {"stage2": stage2}, "training": {"seed": claims.rates.seed}}
+        if options.norm == "without":
+            changes["train"]["batch_norm_eps"] = None
+        cell = cells.Cell(claims, f"rate-{options.norm}-{options.lr:g}", changes)
+        found = held_out(cell, "stage2") if train(cell, ["stage2"]) else None
+        write(options.out, {"norm": options.norm, "lr": options.lr, "held_out_mean_iou": found})
+    elif options.command == "rates":
+        tried = [json.loads(path.read_text()) for path in sorted(options.out.with_suffix("").glob("*.json"))]
+        write(options.out, {"chosen": choose(tried), "tried": tried})
+    elif options.command == "train":
+        keep(train(*cells.variant(claims, options.variant, options.seed)), options.out)
+    else:
+        cell = cells.Cell(claims, f"fcn8s-{options.seed}", {"training": {"seed": options.seed}})
+        try:
+            cell.workflow("train_fcn")
+            keep(cell / "data/models/fcn8s.pt", options.out)
+        except cells.Diverged:
+            keep(None, options.out)
+
+
+def choose(tried: list[dict]) -> dict[str, float]:
+    """The rate of the best held-out mean IoU, with and without batch norm; of equal ones the lower."""
+    chosen = {}
+    for norm in ("with", "without"):
+        own = [trial for trial in tried if trial["norm"] == norm and trial["held_out_mean_iou"] is not None]
+        if not own:
+            raise InputError(f"data/rates: every rate tried {norm} batch norm diverged; add lower ones to rates.tried")
+        chosen[norm] = min(own, key=lambda trial: (-trial["held_out_mean_iou"], trial["lr"]))["lr"]
+    return chosen
+
+
+def write(path: Path, values: dict) -> None:
+    with whole(path) as file:
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
