@@ -26,7 +26,7 @@ class Row:
 
 
 class Counts:
-    """The tables of a folder (stages.measure's), of all seeds."""
+    """The tables of a folder (experiment.claims.measure's), of all seeds."""
 
     def __init__(self, folder: Path, seeds: list[int]):
         self.folder, self.seeds, self.kept = folder, seeds, {}

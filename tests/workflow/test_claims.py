@@ -90,13 +90,13 @@ def test_all_of_it(built, tmp_path):
 
 
 RUNS = {  # what the processes of each stage import and read
-    "rate": ["stages/cell.py", "stages/train.py", "stages/crops.py"],
-    "rates": ["stages/cell.py"],
-    "train": ["stages/cell.py", "stages/train.py", "stages/crops.py"],
-    "fcn8s": ["stages/cell.py", "stages/train_fcn.py"],
-    "variant": ["stages/measure.py", "stages/reestimate.py", "stages/crops.py", "stages/infer.py",
+    "rate": ["experiment/claims/train.py", "stages/train.py", "stages/crops.py"],
+    "rates": ["experiment/claims/train.py"],
+    "train": ["experiment/claims/train.py", "stages/train.py", "stages/crops.py"],
+    "fcn8s": ["experiment/claims/train.py", "stages/train_fcn.py"],
+    "variant": ["experiment/claims/measure.py", "stages/reestimate.py", "stages/crops.py", "stages/infer.py",
                 "deconvnet/inference/shards.py"],
-    "claims": ["stages/claims.py"],
+    "claims": ["experiment/claims/report.py"],
 }  # fmt: skip
 RUNS["systems"] = [*RUNS["variant"], "stages/ensemble.py", "stages/crf.py"]
 RULES = {"variant": ["infer"], "systems": ["crf", "ensemble", "infer"]}  # that make shards
@@ -133,7 +133,7 @@ def test_what_is_refused(changes, message, tmp_path):
     folder = write_claims(tmp_path / "demo", **changes)
     (folder / "data").mkdir()
     (folder / "data/rates.json").write_text('{"chosen": {"with": 0.1, "without": 0.1}}')
-    done = call(folder, "python", "-m", "stages.cell", "train", "both_stages", "1", "--out", "x.pt",
+    done = call(folder, "python", "-m", "experiment.claims.train", "train", "both_stages", "1", "--out", "x.pt",
                 PYTHONPATH=str(REPOSITORY))  # fmt: skip
     assert done.returncode == 1 and not (folder / "x.pt").exists()
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
@@ -141,7 +141,7 @@ def test_what_is_refused(changes, message, tmp_path):
 
 def test_the_best_rate_is_chosen():
     from deconvnet.errors import InputError
-    from stages.cell import choose
+    from experiment.claims.train import choose
 
     def trial(norm, lr, found):
         return {"norm": norm, "lr": lr, "held_out_mean_iou": found}

@@ -24,7 +24,7 @@ FOREACH = {
     for name, body in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"].items()
     if "foreach" in body
 }
-EXPERIMENTS = [path.parent for path in sorted(REPOSITORY.glob("*/params.yaml"))]
+EXPERIMENTS = [path.parent for path in sorted(REPOSITORY.glob("*/params.yaml")) if path.parent.name != "claims"]
 PARAMS = [yaml.safe_load((folder / "params.yaml").read_text()) for folder in (REPOSITORY, *EXPERIMENTS)]
 RULES = {path.stem: path for path in (REPOSITORY / "workflow/rules").glob("*.smk")}
 

@@ -1,9 +1,9 @@
-"""One training of the claims, in a cell of its own (experiment/claims/cells.py).
+"""One training of the claims, in a cell of its own (experiment/claims/cells.py): python -m experiment.claims.train ...
 
-    python -m stages.cell rate with 0.05 --out data/rates/with-0.05.json     stage 2 alone, held out
-    python -m stages.cell rates --out data/rates.json                        the best rate with and without batch norm
-    python -m stages.cell train bilinear 1 --out data/models/bilinear-1.pt   a variant of DeconvNet, with a seed
-    python -m stages.cell fcn8s 1 --out data/models/fcn8s-1.pt               FCN-8s, with a seed
+    rate with 0.05 --out data/rates/with-0.05.json     stage 2 alone, at one learning rate, held out
+    rates --out data/rates.json                        the best rate with batch norm and without
+    train bilinear 1 --out data/models/bilinear-1.pt   a variant of DeconvNet, with a seed
+    fcn8s 1 --out data/models/fcn8s-1.pt               FCN-8s, with a seed
 
 A training that diverges is a result: its model file is empty, its held-out mean IoU null.
 """
@@ -46,7 +46,9 @@ def held_out(cell: cells.Cell, stage: str) -> float:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.cell", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiment.claims.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     rate, best, one, fcn = (commands.add_parser(name) for name in ("rate", "rates", "train", "fcn8s"))

@@ -1,7 +1,7 @@
-"""What the cells of the claims label, counted image by image (deconvnet/regions.py).
+"""What the cells of the claims label, counted image by image by region: python -m experiment.claims.measure ...
 
-    python -m stages.measure variant bilinear 1 --out data/counts/bilinear-1.parquet   DeconvNet alone
-    python -m stages.measure systems 1 --out data/counts/systems-1.parquet             all that one seed's nets make
+    variant bilinear 1 --out data/counts/bilinear-1.parquet   DeconvNet alone
+    systems 1 --out data/counts/systems-1.parquet             all that one seed's nets make
 
 A row: `image_id` · `system` · `region` · `right`, `true`, `predicted` pixels by class · `labels`, a PNG (region all).
 The table of a training that diverged has no rows.
@@ -138,7 +138,9 @@ def count(cell: cells.Cell, folders: dict[str, Path], measures: cells.Measures) 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiment.claims.measure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one, every = commands.add_parser("variant"), commands.add_parser("systems")

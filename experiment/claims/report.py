@@ -59,8 +59,8 @@ def draw(
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.claims", description=__doc__.splitlines()[0])
-    parser.add_argument("--counts", type=Path, required=True, help="folder of stages.measure's tables")
+    parser = argparse.ArgumentParser(prog="python -m experiment.claims.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--counts", type=Path, required=True, help="folder of experiment.claims.measure's tables")
     parser.add_argument("--reports", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     claims = cells.load()
