@@ -16,6 +16,7 @@ from deconvnet.errors import InputError
 from deconvnet.nets import files
 from deconvnet.nets.fcn import FCN
 from deconvnet.nets.layers import BatchNormReLU
+from deconvnet.settings import Training
 from deconvnet.training.devices import Worker
 from deconvnet.training.lanes import Lanes
 from deconvnet.training.loop import Trainer
@@ -160,7 +161,7 @@ def test_a_vgg16_file_is_passed_on(folder, convention):
     write_params(folder, {"pretrain": {"size": size, "convention": convention}})
     state = vgg16_file("vgg16.pth")
     pretrain.main(pretraining_arguments("e"))
-    net = train.initial(folder / "e.pt", 4, 1e-5, "gaussian", Worker(CPU))
+    net = train.initial(folder / "e.pt", 4, Training(1e-5), Worker(CPU))
     assert torch.equal(net.encoder.conv5_3.conv.weight, state["features.28.weight"])
     assert torch.equal(net.encoder.fc6.conv.weight.flatten(), state["classifier.0.weight"].flatten())
     first = state["features.0.weight"]
