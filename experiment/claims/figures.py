@@ -84,7 +84,7 @@ def lines(counts: Counts, points: dict[str, list[tuple[float, Shown]]], label: s
 
     def draw(figure: Figure) -> None:
         figure.set_size_inches(6.5, 4)
-        axes = figure.subplots()
+        axes, axis = figure.subplots(), ()
         for (name, own), colour, marker in zip(points.items(), ("#0072b2", "#d55e00", "#009e73"), "osD", strict=False):
             found = [(x, counts.seeds_of(shown)) for x, shown in own]
             found = [(x, seeds) for x, seeds in found if seeds is not None]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from deconvnet.comparison import together
+from deconvnet.errors import InputError
 from deconvnet.files import whole
 from experiment.claims import cells, comparisons, figures, page
 from experiment.claims.comparisons import SAID, Shown
@@ -66,6 +67,8 @@ def main(arguments: list[str]) -> None:
     claims = cells.load()
     params = cells.variant(claims, cells.REFERENCE, claims.seeds[0])[0].params
     counts = Counts(options.counts, claims.seeds)
+    if counts.rows(Shown(cells.REFERENCE)) is None:
+        raise InputError(f"{options.counts}: {cells.REFERENCE} diverged; lower rates.tried in params.yaml")
     asked = comparisons.all_of(
         claims, params.crf.normalization, list(params.infer.growth), params.infer.deconvnet.proposals
     )

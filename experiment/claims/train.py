@@ -70,7 +70,8 @@ def main(arguments: list[str]) -> None:
         found = held_out(cell, "stage2") if train(cell, ["stage2"]) else None
         write(options.out, {"norm": options.norm, "lr": options.lr, "held_out_mean_iou": found})
     elif options.command == "rates":
-        tried = [json.loads(path.read_text()) for path in sorted(options.out.with_suffix("").glob("*.json"))]
+        found = [json.loads(path.read_text()) for path in sorted(options.out.with_suffix("").glob("*.json"))]
+        tried = [trial for trial in found if trial["lr"] in claims.rates.tried]  # not those of an earlier list
         write(options.out, {"chosen": choose(tried), "tried": tried})
     elif options.command == "train":
         keep(train(*cells.variant(claims, options.variant, options.seed)), options.out)
