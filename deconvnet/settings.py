@@ -120,7 +120,7 @@ class Run:
     checkpoint_minutes: Annotated[float, Range(0)] = 10  # between checkpoints; ours
     momentum: Annotated[float, Range(0, 1)] = 0.9  # P 6.1
     weight_decay: Annotated[float, Range(0)] = 5e-4  # P 6.1
-    encoder_lr: Annotated[float, Range(0)] = 1.0  # times lr, for layers that start pre-trained; 0: frozen; ours
+    encoder_lr: Annotated[float, Range(0)] = 1.0  # times lr, for VGG-16's convolutions; 0: frozen; ours
     drop: Annotated[float, Range(0, 1)] = 0.1  # factor of a drop of the learning rate; P 6.1
     patience: Annotated[int, Range(1)] = 3  # validations without a better accuracy that make a plateau; ours
     held_out: Annotated[float, Range(0, 0.9)] = 0.02  # share of the training images kept for validation; 0: none; ours

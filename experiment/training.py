@@ -32,8 +32,8 @@ def parser(stage: str, description: str) -> argparse.ArgumentParser:
 
 
 def pretrained(net: nn.Module) -> set[str]:
-    """Names of the encoder's parameters."""
-    return {name for name, _ in net.named_parameters() if name.startswith("encoder.")}
+    """Names of the parameters of VGG-16's convolutions; fc6 and fc7 often start fresh, as their size is another."""
+    return {name for name, _ in net.named_parameters() if name.startswith("encoder.conv")}
 
 
 def write(result: Result, spec: dict, about: dict, options: argparse.Namespace) -> None:
