@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from deconvnet.errors import InputError
 from deconvnet.files import whole
 from deconvnet.images import PALETTE, VOID, decode_image, decode_mask
 from deconvnet.metrics import divide
@@ -87,13 +88,15 @@ def write(folder: Path, rows: Iterable[dict], images: pd.DataFrame, classes: lis
     """Write the folder, whole or not at all; return its bytes.
 
     rows: those of the data set that were evaluated, with `labels` of each system as PNG bytes by key. images: the
-    evaluation's table. threads: images that are made at once.
+    evaluation's table. threads: images that are made at once. Raises InputError for an image that it lacks.
     """
     known, shown, size = numbers(images), [], 0
     with whole(folder) as temporary, ThreadPoolExecutor(threads) as pool:
         temporary.mkdir()
         for row, (photo, stack) in _made(pool, rows):
             name = row["image_id"]
+            if name not in known:
+                raise InputError(f"{name}: in the data set, but not evaluated; run `dvc repro evaluate`")
             (temporary / f"{name}.jpg").write_bytes(photo)
             (temporary / f"{name}.png").write_bytes(stack)
             shown.append([name, row["width"], row["height"], *known[name]])
