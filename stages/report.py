@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ from deconvnet.images import PALETTE, VOC_CLASSES, VOID
 from deconvnet.nets import files
 from deconvnet.systems import FINAL, GROWING, SYSTEMS
 from experiment.cli import run
+from experiment.machine import cores
 from experiment.params import DrawnVoc, Params, load
-from experiment.report import activations, charts, claims, galleries, paper
+from experiment.report import activations, browser, charts, claims, galleries, paper
 from experiment.report import tables as shown
 from experiment.report.numbers import DASH, percent
 from experiment.report.page import render
@@ -52,27 +55,37 @@ def read_reports(folder: Path, classes: list[str]) -> dict[str, pd.DataFrame | d
     return found
 
 
-def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
-    """Rows of the data set by image id, with what the pictures need.
+def read_shards(options, split: str) -> Iterator[tuple[str, list[dict]]]:
+    """Each shard's name and its rows of the data set, with `labels` of every system, PNG bytes by key."""
+    for shard in sorted(options.dataset.glob(f"{split}-*.parquet")):
+        labels = {}
+        for key, system in SYSTEMS.items():
+            folder = (options.scores if system.has_scores else options.labels) / key
+            labels[key] = scores.read(folder / shard.name, shard, ["image_id", "labels"])
+        rows = tables.read(shard).to_pylist()
+        yield (
+            shard.name,
+            [
+                row | {"labels": {key: own[index]["labels"] for key, own in labels.items()}}
+                for index, row in enumerate(rows)
+            ],
+        )
 
-    More than the data set's columns: `labels` of every shown system, `growth`, int32 (n, 4) `windows` of the proposals
-    and `object_windows`. Raises InputError where the data set lacks an image.
+
+def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
+    """Rows of `read_shards` by image id, with what the pictures need.
+
+    More than these: `growth`, int32 (n, 4) `windows` of the proposals and `object_windows`. Raises InputError where the
+    data set lacks an image.
     """
     frame, least, found = (params.crops.context, params.crops.square), params.infer.deconvnet.min_side, {}
-    folders = {key: options.scores if SYSTEMS[key].has_scores else options.labels for key in galleries.SHOWN}
-    for shard in sorted(options.dataset.glob(f"{params.evaluate.split}-*.parquet")):
-        names = tables.read(shard, ["image_id"])["image_id"].to_pylist()
-        picks = [index for index, name in enumerate(names) if name in ids]
-        labels = {
-            key: scores.read(folder / key / shard.name, shard, ["image_id", "labels"])
-            for key, folder in folders.items()
-        }
-        growth = tables.read(options.scores / GROWING / shard.name, ["growth"]).take(picks)["growth"].to_pylist()
-        boxes = by_image(tables.read(options.proposals / shard.name))
-        for index, grown, row in zip(picks, growth, tables.read(shard).take(picks).to_pylist(), strict=True):
+    for name, rows in read_shards(options, params.evaluate.split):
+        picks = [index for index, row in enumerate(rows) if row["image_id"] in ids]
+        growth = tables.read(options.scores / GROWING / name, ["growth"]).take(picks)["growth"].to_pylist()
+        boxes = by_image(tables.read(options.proposals / name))
+        for row, grown in zip((rows[index] for index in picks), growth, strict=True):
             places = windows(boxes.get(row["image_id"], np.zeros((0, 4))), *frame)
             found[row["image_id"]] = row | {
-                "labels": {key: table[index]["labels"] for key, table in labels.items()},
                 "growth": grown,
                 "windows": places[places[:, 2:].min(1) >= least],
                 "object_windows": windows(row["instance_boxes"], *frame),
@@ -92,6 +105,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", type=Path, required=True, help="DeconvNet, whose layers are shown")
     parser.add_argument("--reports", type=Path, required=True, help="folder of the stages' reports")
     parser.add_argument("--out", type=Path, required=True, help="the page, HTML")
+    parser.add_argument("--browser", type=Path, help="folder of every evaluated image, with a page of its own")
     parser.add_argument("--pictures", type=Path, help="folder for gallery.png and growth.png")
     options = parser.parse_args(arguments)
     params = load()
@@ -122,10 +136,13 @@ def main(arguments: list[str]) -> None:
     }
     table = shown.results(reports["per_class"], metrics, classes)
     gains = claims.gains(metrics, growth, boundary)
-    verdicts = {letter: claims.verdict(letter, own) for letter, own in gains.items()}
+    verdicts = {
+        letter: claims.verdict(letter, own, claims.lowest(letter, reports["intervals"]))
+        for letter, own in gains.items()
+    }
     page = render(
-        systems=SYSTEMS, final=FINAL, paper=paper.TABLE, split=params.evaluate.split, classes=classes, dash=DASH,
-        voc=tuple(classes) == VOC_CLASSES, drawn=isinstance(params.fetch.voc_trainval, DrawnVoc),
+        "page.html", systems=SYSTEMS, final=FINAL, paper=paper.TABLE, split=params.evaluate.split, classes=classes,
+        dash=DASH, voc=tuple(classes) == VOC_CLASSES, drawn=isinstance(params.fetch.voc_trainval, DrawnVoc),
         unseen=params.evaluate.split == "val" and params.crops.split == "trainaug",
         palette=["#" + bytes(shade).hex() for shade in [*PALETTE[: len(classes)], PALETTE[VOID]]],
         metrics=metrics, growth=growth.to_dict("list"), boundary=boundary.to_dict("list"),
@@ -139,7 +156,9 @@ def main(arguments: list[str]) -> None:
         inputs=[charts.recall("Recall of the proposals", reports["proposals"]),
                 charts.balance("Balance of classes, stage 1", reports["crops_stage1"]),
                 charts.balance("Balance of classes, stage 2", reports["crops_stage2"])],
-        confusion=shown.row_shares(reports["confusion"], FINAL, classes), summary=shown.listed(shown.summary(metrics)),
+        confusions={key: shown.row_shares(reports["confusion"], key, classes) for key in [FINAL, *SYSTEMS]},
+        browser=options.browser and os.path.relpath(options.browser, options.out.parent),
+        summary=shown.listed(shown.summary(metrics)),
         intervals=shown.intervals(reports["intervals"]),
         galleries=examples, columns=2 + len(galleries.SHOWN), growing=steps,
         layers=activations.layers(net, filled, classes, side) if galleries.object_share(filled) else [],
@@ -147,6 +166,9 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     with whole(options.out) as file:
         file.write_text(page, encoding="utf-8")
+    if options.browser:
+        rows = (row for _, own in read_shards(options, params.evaluate.split) for row in own)
+        browser.write(options.browser, rows, images, classes, cores())
     if options.pictures:
         for name, pictures in (("gallery", examples["Typical"]), ("growth", [*map(list, zip(*steps, strict=True))])):
             with whole(options.pictures / f"{name}.png") as file:
