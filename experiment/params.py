@@ -164,6 +164,8 @@ def _check_together(params: Params, path: str | Path) -> None:
     def refuse(key: str, reason: str):
         raise InputError(f"{path}: {key}: {reason}")
 
+    if params.dataset.kind != "folders" and params.folders:
+        refuse("folders", f"has {', '.join(params.folders)}, but dataset.kind is {params.dataset.kind}; set folders")
     if params.dataset.kind == "folders" and {*params.folders, "objects"} != {*FOLDERS}:
         refuse(
             "folders", f"has {', '.join(params.folders) or 'no key'}; allowed: {', '.join(FOLDERS)} (the last may lack)"
