@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -89,6 +90,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.folder.exists() or options.folder.is_symlink():
         raise InputError(f"{options.folder}: is there already; name a new folder, or remove that one")
+    if options.seed < 0:
+        raise InputError(f"--seed: {options.seed} is not allowed; allowed: 0 or more")
     if not 0 < options.share < 1:
         raise InputError(f"--share: {options.share:g} is not allowed; allowed: between 0 and 1")
     labels = parse_labels(options.labels or [])
@@ -124,7 +127,7 @@ def parse_labels(words: list[str]) -> dict[str, list[int | str]]:
     for word in words:
         name, _, numbers = word.rpartition("=")
         values = numbers.split(",")
-        if not name or name in labels or not all(value == "others" or value.isdecimal() for value in values):
+        if not name or name in labels or not all(re.fullmatch("others|[0-9]{1,9}", value) for value in values):
             raise InputError(
                 f"--labels: {word!r} is not allowed; allowed: NAME=NUMBERS, such as car=7,8, each name once"
             )

@@ -106,6 +106,8 @@ def test_a_split_by_chance_depends_on_its_seed_alone():
         (["--labels", "background=0", "a=65536"], "--labels: 65536 is not allowed; allowed: 0 to 65535"),
         (["--classes", "one"], "--classes: classes: 1 names are not allowed"),
         (["--classes", "background", "one"], "holds 2, which is no class"),
+        ([*CLASSES, "--seed", "-1"], "--seed: -1 is not allowed; allowed: 0 or more"),
+        (["--labels", "background=0", "a=" + "1" * 5000], "allowed: NAME=NUMBERS"),
         ([*CLASSES, "--share", "1"], "--share: 1 is not allowed"),
         ([*CLASSES, "--longest", "8"], "--longest: 8 is not allowed"),
         ([*CLASSES, "--lists", "."], "train.txt: No such file"),
