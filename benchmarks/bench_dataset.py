@@ -39,7 +39,7 @@ def cpu_and_wall(who: int, work) -> np.ndarray:
 def main(folder: Path, count: int = 300) -> None:
     world.params(folder)
     world.archives(folder, count)
-    stage = [sys.executable, "-m", "stages.dataset", "--voc", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar"]
+    stage = [sys.executable, "-m", "stages.dataset", "--input", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar"]
     plain, ours = [], []
     for _ in range(5):
         # all that the stage imports sooner or later: what start-up costs is no matter of the archives' size

@@ -44,7 +44,7 @@ def main(folder: Path, count: int = 200) -> None:
     world.params(folder, dataset={"shard_images": 50})
     world.archives(folder, count)
     dataset = folder / "data/dataset"
-    world.timed(sys.executable, "-m", "stages.dataset", "--voc", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar",
+    world.timed(sys.executable, "-m", "stages.dataset", "--input", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar",
                 "--out", str(dataset))  # fmt: skip
     shards = sorted(dataset.glob("*.parquet"))[:3]
     start = time.perf_counter()

@@ -69,6 +69,21 @@ def remove_unfinished() -> None:
         _remove(temporary)
 
 
+def list_files(path: Path) -> list[Path]:
+    """The files of a folder (not of folders in it, and no hidden ones), or a file itself, sorted by name."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; correct its path")
+    found = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    if strange := next((entry for entry in found if not entry.name.isprintable()), None):
+        raise InputError(f"{path}: {strange.name!r}: a name with such characters cannot be listed; rename it")
+    if not found:
+        inside = " itself; folders in it are not looked into" if any(path.iterdir()) else ""
+        raise InputError(f"{path}: holds no files{inside}; name the folder that holds them")
+    return found
+
+
 def file_hash(path: str | Path) -> str:
     """sha256 of a file's bytes, for inputs that are no tables."""
     with open(path, "rb") as file:

@@ -18,11 +18,18 @@ Splits = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """VOC 2012 with SBD's annotations (P 6.1)."""
+    """VOC 2012 with SBD's annotations (P 6.1), or images and masks in folders of one's own."""
 
     classes: list[str]  # names by class id; 0 is the background
     shard_images: Annotated[int, Range(1, 1_000_000)] = 256  # images in a shard, the unit of fan-out and transfer; ours
     counts: dict[str, Annotated[int, Range(0)]] = dataclasses.field(default_factory=dict)  # images expected
+    kind: Literal["voc", "folders"] = "voc"
+    input: str | None = None  # the archive or the lists that it is made from: for DVC alone
+    # of folders: a mask's numbers by class or `void`, `others` for all that are not named; {}: a number is a class id
+    labels: dict[str, list[Annotated[int, Range(0, 65535)] | Literal["others"]]] = dataclasses.field(
+        default_factory=dict
+    )
+    longest: Annotated[int, Range(32, 65535)] | None = None  # px, of folders: larger images are reduced so far
 
     COUNTS = ("voc_train", "val", "trainaug", "trainval_aug", "test")
 
@@ -31,6 +38,14 @@ class Dataset:
             raise ValueError(f"classes: {len(self.classes)} names are not allowed; allowed: 2 to 255 different names")
         if unknown := set(self.counts) - set(self.COUNTS):
             raise ValueError(f"counts: {', '.join(sorted(unknown))}: unknown key; allowed: {', '.join(self.COUNTS)}")
+        if self.labels:
+            if {*self.labels} - {"void"} != {*self.classes} or "void" in self.classes:
+                raise ValueError(
+                    f"labels: allowed: a list of numbers for each of {', '.join(self.classes)}, and `void`"
+                )
+            numbers = [number for own in self.labels.values() for number in own]
+            if twice := [number for number in numbers if numbers.count(number) > 1]:
+                raise ValueError(f"labels: {twice[0]} is named twice; allowed: once")
 
 
 @dataclass(frozen=True)

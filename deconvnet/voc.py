@@ -8,7 +8,7 @@ both annotate an image, VOC's annotation, with its void contours, wins.
 A row: `image_id` · `height`, `width` px · `image` the archive's JPEG bytes, untouched · `class_mask` PNG, 0..C-1, 255
 void · `instance_mask` PNG, 0 none, 1..n, 255 void · `instance_classes` list of n, 0 where a number has no pixels ·
 `instance_boxes` list of n tight [x, y, width, height] px, half-open · `instance_areas` list of n, px · `source`
-voc|sbd · `split`. Masks are null in `test`.
+voc|sbd|folders · `split`. Masks are null in `test`.
 
 Any tar in VOC's layout can be read: JPEGImages/ID.jpg, SegmentationClass/ID.png, SegmentationObject/ID.png and
 ImageSets/Segmentation/{train,val}.txt.
@@ -48,9 +48,9 @@ MASKS = {
 # What settings.Dataset.counts may name -> the (split, source) pairs that it adds up.
 COUNTS = {
     "voc_train": [("train", "voc")],
-    "val": [("val", "voc")],
-    "trainaug": [("train", "voc"), ("train", "sbd")],
-    "trainval_aug": [("train", "voc"), ("train", "sbd"), ("val", "voc")],
+    "val": [("val", "voc"), ("val", "folders")],
+    "trainaug": [("train", "voc"), ("train", "sbd"), ("train", "folders")],
+    "trainval_aug": [(split, source) for split in ("train", "val") for source in ("voc", "sbd", "folders")],
     "test": [("test", "voc")],
 }
 

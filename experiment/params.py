@@ -15,6 +15,7 @@ from deconvnet import settings
 from deconvnet.errors import InputError
 from deconvnet.fields import Range, parse
 
+FOLDERS = ("images", "masks", "train", "val", "objects")  # folders, two lists of names, a folder that may lack
 RUNS = (("pretrain", "run"), ("train", "stage1"), ("train", "stage2"), ("train_fcn", "run"))
 Shared = dataclasses.make_dataclass(
     "Shared",
@@ -132,6 +133,7 @@ class Params:
     crf: settings.Crf
     evaluate: settings.Evaluation
     report: Report
+    folders: dict[str, str] = dataclasses.field(default_factory=dict)  # of kind `folders`: where they lie, by FOLDERS
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -142,6 +144,8 @@ def load(path: str | Path = "params.yaml") -> Params:
         if name not in sections:
             raise InputError(f"{path}: {name}: unknown section; allowed: {', '.join(sections)}")
     for name in sections:
+        if name == "folders":
+            values.setdefault(name, {})
         if name not in values:
             raise InputError(f"{path}: {name}: missing section; add it, or start from the repository's params.yaml")
     shared = parse(Shared, values["training"], str(path), "training")
@@ -160,6 +164,12 @@ def _check_together(params: Params, path: str | Path) -> None:
     def refuse(key: str, reason: str):
         raise InputError(f"{path}: {key}: {reason}")
 
+    if params.dataset.kind != "folders" and params.folders:
+        refuse("folders", f"has {', '.join(params.folders)}, but dataset.kind is {params.dataset.kind}; set folders")
+    if params.dataset.kind == "folders" and {*params.folders, "objects"} != {*FOLDERS}:
+        refuse(
+            "folders", f"has {', '.join(params.folders) or 'no key'}; allowed: {', '.join(FOLDERS)} (the last may lack)"
+        )
     if params.evaluate.split not in params.infer.splits:
         refuse("evaluate.split", f"{params.evaluate.split} is not in infer.splits; add it there")
     if params.train.resized < params.pretrain.size.input_size:

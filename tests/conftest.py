@@ -110,7 +110,7 @@ def experiment(tmp_path, monkeypatch):
     repository = Path(__file__).parents[1]
     params = yaml.safe_load((repository / "demo/params.yaml").read_text())
     params["root"] = str(repository)
-    params["dataset"] = {"classes": ["background", "one", "two"], "shard_images": 2}
+    params["dataset"] = {"classes": ["background", "one", "two"], "shard_images": 2, "kind": "voc"}
     params["proposals"]["recall"]["min_area"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)

@@ -30,6 +30,15 @@ def write_repository(folder: Path) -> Path:
     params["proposals"] |= {"boxes": 50}
     params["proposals"]["recall"]["boxes"] = [10, 50]
     params["crops"]["stage1"]["per_class"] = params["crops"]["stage2"]["per_class"] = 30
+    tiny(params)
+    (experiment / "params.yaml").write_text(yaml.safe_dump(params))
+    git(folder, "init", "-q", "-b", "main")
+    commit(folder, "as written")
+    return experiment
+
+
+def tiny(params: dict) -> None:
+    """Nets of width 4 and trainings of four steps, in the place of what a parameter file has."""
     params["pretrain"]["size"] |= {"width": 4, "fc_width": 16}
     for section in (params["pretrain"]["run"], *params["train"].values(), params["train_fcn"]["run"]):
         if isinstance(section, dict):
@@ -39,10 +48,6 @@ def write_repository(folder: Path) -> Path:
     params["reestimate"] |= {"passes": 2, "batch": 4}
     params["infer"]["growth"] = [1, 5]
     params["infer"]["deconvnet"]["proposals"] = 5
-    (experiment / "params.yaml").write_text(yaml.safe_dump(params))
-    git(folder, "init", "-q", "-b", "main")
-    commit(folder, "as written")
-    return experiment
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -152,7 +152,8 @@ def test_json_stands_in_for_yaml(tmp_path, values):
 
 ARGUMENTS = {
     "fetch": "sbd",
-    "dataset": "--voc a --sbd b --test c --out d",
+    "folders": "images --out a",
+    "dataset": "--input a --sbd b --test c --out d",
     "proposals": "recall --dataset a --proposals b --metrics c --plot d",
     "crops": "stage1 --dataset a --out b --balance c --render d",
     "pretrain": "--vgg16 a --dataset b --crops c --out d --checkpoints e --curves f --metrics g",

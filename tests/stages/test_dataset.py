@@ -24,7 +24,7 @@ def build(folder, voc, sbd, out="out", test=None, order=1):
         tar(folder / "test.tar", test)
     else:
         (folder / "test.tar").touch()
-    dataset.main(["--voc", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar", "--out", out])
+    dataset.main(["--input", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar", "--out", out])
     return {path.name: path.read_bytes() for path in (folder / out).iterdir()}
 
 
@@ -121,17 +121,17 @@ def test_truncated_archives(experiment, voc_members, sbd_members):
         for other, data in whole.items():
             (experiment / other).write_bytes(data[:size] if other == name else data)
         with pytest.raises(InputError, match=f"{name}: truncated or no tar") as caught:
-            dataset.main(["--voc", "voc.tar", "--sbd", "sbd.tgz", "--test", "voc.tar", "--out", "out"])
+            dataset.main(["--input", "voc.tar", "--sbd", "sbd.tgz", "--test", "voc.tar", "--out", "out"])
         assert "dvc repro" in str(caught.value)
         assert not (experiment / "out").exists()
 
 
 def test_absent_and_wrong_files(experiment, voc_members, sbd_members):
     with pytest.raises(InputError, match=r"voc\.tar: no such file"):
-        dataset.main(["--voc", "voc.tar", "--sbd", "voc.tar", "--test", "voc.tar", "--out", "out"])
+        dataset.main(["--input", "voc.tar", "--sbd", "voc.tar", "--test", "voc.tar", "--out", "out"])
     (experiment / "voc.tar").write_text("<html>moved</html>" * 100)
     with pytest.raises(InputError, match=r"voc\.tar: truncated or no tar archive"):
-        dataset.main(["--voc", "voc.tar", "--sbd", "voc.tar", "--test", "voc.tar", "--out", "out"])
+        dataset.main(["--input", "voc.tar", "--sbd", "voc.tar", "--test", "voc.tar", "--out", "out"])
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "VOCdevkit/../../passwd"])
@@ -264,7 +264,7 @@ def archives(folder, voc, sbd):
 
 
 def make(out="out"):
-    dataset.main(["--voc", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar", "--out", out])
+    dataset.main(["--input", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar", "--out", out])
     return {path.name: path.read_bytes() for path in Path(out).iterdir()}
 
 

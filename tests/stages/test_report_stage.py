@@ -167,7 +167,7 @@ def test_it_says_what_the_data_is(world):
         params["fetch"][name] = {"by": "stages/fetch.py", "file": f"data/{name}.tar", "addresses": ["own.tar"]}
     (world / "params.yaml").write_text(yaml.safe_dump(params))
     own = make()
-    assert distractors not in own and "a data set of 3 classes in VOC's layout" in own
+    assert distractors not in own and "a data set of 3 classes." in own
 
 
 def test_images_that_were_trained_on_are_no_test(world):

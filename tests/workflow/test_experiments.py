@@ -41,6 +41,7 @@ def what_reruns(world) -> tuple[dict[str, list[str]], dict[str, set[str]]]:
     after = {section: different(value, tied=()) if section != "root" else value for section, value in before.items()}
     for name, file in before["fetch"].items():
         after["fetch"][name] |= {key: file[key] for key in ("by", "file")}  # parts of commands and paths
+    after["dataset"]["input"] = before["dataset"]["input"]
     (world / "params.yaml").write_text(yaml.safe_dump(after))
     files = git(world.parent, "ls-files", *CODE).split()
     for name in files:
@@ -53,7 +54,7 @@ def what_reruns(world) -> tuple[dict[str, list[str]], dict[str, set[str]]]:
         graph = networkx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
         following = {stage.addressing: networkx.ancestors(graph, stage.addressing) for stage in repo.index.stages}
     keys = leaves(yaml.safe_load((REPOSITORY / "demo/params.yaml").read_text()))
-    stages = {name: [] for name in [*keys, *files] if name != "root" and not name.endswith((".by", ".file"))}
+    stages = {name: [] for name in [*keys, *files] if name != "root" and not name.endswith((".by", ".file", ".input"))}
     for stage in following:
         deps = {dep: what for entry in status.get(stage, []) for dep, what in entry.get("changed deps", {}).items()}
         listed = [*deps.pop("params.yaml", {}), *(os.path.relpath(world / dep, world.parent) for dep in deps)]
