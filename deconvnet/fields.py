@@ -208,5 +208,6 @@ def _describe(kind) -> str:
         return f"a list, each: {_describe(arguments[0])}"
     if origin is dict:
         return f"a mapping, each: {_describe(arguments[1])}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
+             dict: "a mapping"}  # fmt: skip
     return names[kind]

@@ -102,7 +102,7 @@ class Size:
 
     width: Annotated[int, Range(1, 1024)] = 64  # channels of conv1_1
     fc_width: Annotated[int, Range(1, 65536)] = 4096  # channels of fc6 and fc7
-    input_size: Annotated[int, Range(64, 2048)] = 224  # pixels a side of a crop
+    input_size: Annotated[int, Range(32, 2048)] = 224  # pixels a side of a crop
 
     def __post_init__(self):
         if self.input_size % 32:

@@ -1,23 +1,22 @@
 """Everything that was computed -> one HTML page, readable without a network, without images and without colour."""
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from deconvnet import scores, tables
-from deconvnet.boxes import by_image, windows
+from deconvnet import contents, scores, tables
+from deconvnet.boxes import inside, proposed, windows
 from deconvnet.errors import InputError
-from deconvnet.files import whole
+from deconvnet.files import together, whole
 from deconvnet.images import PALETTE, VOC_CLASSES, VOID
 from deconvnet.nets import files
 from deconvnet.systems import FINAL, GROWING, SYSTEMS
 from experiment.cli import run
 from experiment.params import DrawnVoc, Params, load
-from experiment.report import activations, charts, claims, galleries, paper
+from experiment.report import activations, charts, claims, galleries, paper, reading
 from experiment.report import tables as shown
 from experiment.report.numbers import DASH, percent
 from experiment.report.page import render
@@ -38,17 +37,16 @@ def read_reports(folder: Path, classes: list[str]) -> dict[str, pd.DataFrame | d
     found = {}
     for name in (*EVALUATED, *(f"{stage}.csv" for stage in ("proposals", "crops_stage1", "crops_stage2", *TRAINED))):
         path = folder / name
+        stage = "evaluate" if name in EVALUATED else path.stem
         if not path.is_file():
-            raise InputError(f"{path}: missing; run `dvc repro {'evaluate' if name in EVALUATED else path.stem}`")
-        found[path.stem] = json.loads(path.read_text()) if path.suffix == ".json" else pd.read_csv(path)
+            raise InputError(f"{path}: missing; run `dvc repro {stage}`")
+        found[path.stem] = reading.report(path, stage)
     for name, column in (("confusion", "truth"), ("confusion", "predicted"), ("per_class", "class")):
         if strange := set(found[name][column]) ^ set(classes):
             raise InputError(
                 f"{folder / name}.csv: {column}: its classes are not dataset.classes of params.yaml, see "
                 f"{min(strange)}; run `dvc repro evaluate`"
             )
-    if lacking := SYSTEMS.keys() - found["metrics"].keys():
-        raise InputError(f"{folder / 'metrics.json'}: lacks {min(lacking)}; run `dvc repro evaluate`")
     return found
 
 
@@ -61,16 +59,23 @@ def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
     frame, least, found = (params.crops.context, params.crops.square), params.infer.deconvnet.min_side, {}
     folders = {key: options.scores if SYSTEMS[key].has_scores else options.labels for key in galleries.SHOWN}
     for shard in sorted(options.dataset.glob(f"{params.evaluate.split}-*.parquet")):
-        names = tables.read(shard, ["image_id"])["image_id"].to_pylist()
+        names = tables.read(shard, ["image_id"], contents.DATASET)["image_id"].to_pylist()
         picks = [index for index, name in enumerate(names) if name in ids]
         labels = {
             key: scores.read(folder / key / shard.name, shard, ["image_id", "labels"])
             for key, folder in folders.items()
         }
-        growth = tables.read(options.scores / GROWING / shard.name, ["growth"]).take(picks)["growth"].to_pylist()
-        boxes = by_image(tables.read(options.proposals / shard.name))
-        for index, grown, row in zip(picks, growth, tables.read(shard).take(picks).to_pylist(), strict=True):
-            places = windows(boxes.get(row["image_id"], np.zeros((0, 4))), *frame)
+        growth = tables.read(options.scores / GROWING / shard.name, ["growth"], contents.SCORES).take(picks)
+        growth = growth["growth"].to_pylist()
+        boxes = proposed(options.proposals / shard.name)
+        labelled = contents.LABELLED.within(instance_classes=(0, len(params.dataset.classes) - 1))
+        for index, grown, row in zip(
+            picks, growth, tables.read(shard, None, labelled).take(picks).to_pylist(), strict=True
+        ):
+            own = boxes.get(row["image_id"], np.zeros((0, 4)))
+            if not all(inside(part, row["height"], row["width"]) for part in (own, np.array(row["instance_boxes"]))):
+                raise InputError(f"{shard}: {row['image_id']}: boxes beyond the image; run `dvc repro`")
+            places = windows(own, *frame)
             found[row["image_id"]] = row | {
                 "labels": {key: table[index]["labels"] for key, table in labels.items()},
                 "growth": grown,
@@ -101,7 +106,8 @@ def main(arguments: list[str]) -> None:
     reports = read_reports(options.reports, classes)
     metrics, growth, boundary = reports["metrics"], reports["growth"], reports["boundary"]
     net, about = files.load(options.model)
-    images = tables.read(options.images).to_pandas()
+    columns = ["image_id", "system", "mean_iou", "pixel_accuracy"]
+    images = tables.read(options.images, columns, contents.IMAGES).to_pandas()
     chosen = galleries.choose(images, params.report.examples)
     candidates = galleries.best_first(images, GROWING)[:CANDIDATES]
     rows = read_images(options, params, set(candidates).union(*chosen.values()))
@@ -145,12 +151,14 @@ def main(arguments: list[str]) -> None:
         layers=activations.layers(net, filled, classes, side) if galleries.object_share(filled) else [],
         parameters=Path("params.yaml").read_text(encoding="utf-8"), code=about.get("provenance", {}).get("code", ""),
     )  # fmt: skip
-    with whole(options.out) as file:
-        file.write_text(page, encoding="utf-8")
-    if options.pictures:
-        for name, pictures in (("gallery", examples["Typical"]), ("growth", [*map(list, zip(*steps, strict=True))])):
-            with whole(options.pictures / f"{name}.png") as file:
-                file.write_bytes(galleries.sheet(pictures))
+    with together():
+        with whole(options.out) as file:
+            file.write_text(page, encoding="utf-8")
+        if options.pictures:
+            shown_steps = [*map(list, zip(*steps, strict=True))]
+            for name, pictures in (("gallery", examples["Typical"]), ("growth", shown_steps)):
+                with whole(options.pictures / f"{name}.png") as file:
+                    file.write_bytes(galleries.sheet(pictures))
     print(f"{SYSTEMS[FINAL].name} {percent(metrics[FINAL]['mean_iou'])} % mean IoU, report: {options.out.resolve()}")
 
 
