@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from deconvnet.files import whole
+from deconvnet.files import together, whole
 from deconvnet.nets import files
 from deconvnet.training.loop import COLUMNS, Result
 
@@ -39,11 +39,12 @@ def pretrained(net: nn.Module) -> set[str]:
 def write(result: Result, spec: dict, about: dict, options: argparse.Namespace) -> None:
     """Write the model files, curves and metrics of a training. about: what inference needs beside the net."""
     about = about | {"provenance": result.provenance}
-    files.save(options.out, spec, result.best, about | {"metrics": result.metrics})
-    if options.last:
-        files.save(options.last, spec, result.last, about | {"metrics": result.last_metrics})
-    write_curves(options.curves, result.curves)
-    write_metrics(options.metrics, options.out.stem, result.metrics)
+    with together():
+        files.save(options.out, spec, result.best, about | {"metrics": result.metrics})
+        if options.last:
+            files.save(options.last, spec, result.last, about | {"metrics": result.last_metrics})
+        write_curves(options.curves, result.curves)
+        write_metrics(options.metrics, options.out.stem, result.metrics)
 
 
 def write_curves(path: Path, curves: pd.DataFrame | None = None) -> None:

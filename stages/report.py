@@ -1,7 +1,6 @@
 """Everything that was computed -> one HTML page, readable without a network, without images and without colour."""
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deconvnet import scores, tables
-from deconvnet.boxes import by_image, windows
+from deconvnet import contents, scores, tables
+from deconvnet.boxes import inside, proposed, windows
 from deconvnet.errors import InputError
-from deconvnet.files import whole
+from deconvnet.files import together, whole
 from deconvnet.images import PALETTE, VOC_CLASSES, VOID
 from deconvnet.nets import files
 from deconvnet.systems import FINAL, GROWING, SYSTEMS
 from experiment.cli import run
 from experiment.machine import cores
 from experiment.params import DrawnVoc, Params, load
-from experiment.report import activations, browser, charts, claims, galleries, paper
+from experiment.report import activations, browser, charts, claims, galleries, paper, reading
 from experiment.report import tables as shown
 from experiment.report.numbers import DASH, percent
 from experiment.report.page import render
@@ -41,28 +40,28 @@ def read_reports(folder: Path, classes: list[str]) -> dict[str, pd.DataFrame | d
     found = {}
     for name in (*EVALUATED, *(f"{stage}.csv" for stage in ("proposals", "crops_stage1", "crops_stage2", *TRAINED))):
         path = folder / name
+        stage = "evaluate" if name in EVALUATED else path.stem
         if not path.is_file():
-            raise InputError(f"{path}: missing; run `dvc repro {'evaluate' if name in EVALUATED else path.stem}`")
-        found[path.stem] = json.loads(path.read_text()) if path.suffix == ".json" else pd.read_csv(path)
+            raise InputError(f"{path}: missing; run `dvc repro {stage}`")
+        found[path.stem] = reading.report(path, stage)
     for name, column in (("confusion", "truth"), ("confusion", "predicted"), ("per_class", "class")):
         if strange := set(found[name][column]) ^ set(classes):
             raise InputError(
                 f"{folder / name}.csv: {column}: its classes are not dataset.classes of params.yaml, see "
                 f"{min(strange)}; run `dvc repro evaluate`"
             )
-    if lacking := SYSTEMS.keys() - found["metrics"].keys():
-        raise InputError(f"{folder / 'metrics.json'}: lacks {min(lacking)}; run `dvc repro evaluate`")
     return found
 
 
-def read_shards(options, split: str) -> Iterator[tuple[str, list[dict]]]:
+def read_shards(options, params: Params) -> Iterator[tuple[str, list[dict]]]:
     """Each shard's name and its rows of the data set, with `labels` of every system, PNG bytes by key."""
-    for shard in sorted(options.dataset.glob(f"{split}-*.parquet")):
+    labelled = contents.LABELLED.within(instance_classes=(0, len(params.dataset.classes) - 1))
+    for shard in sorted(options.dataset.glob(f"{params.evaluate.split}-*.parquet")):
         labels = {}
         for key, system in SYSTEMS.items():
             folder = (options.scores if system.has_scores else options.labels) / key
             labels[key] = scores.read(folder / shard.name, shard, ["image_id", "labels"])
-        rows = tables.read(shard).to_pylist()
+        rows = tables.read(shard, None, labelled).to_pylist()
         yield (
             shard.name,
             [
@@ -79,12 +78,16 @@ def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
     data set lacks an image.
     """
     frame, least, found = (params.crops.context, params.crops.square), params.infer.deconvnet.min_side, {}
-    for name, rows in read_shards(options, params.evaluate.split):
+    for name, rows in read_shards(options, params):
         picks = [index for index, row in enumerate(rows) if row["image_id"] in ids]
-        growth = tables.read(options.scores / GROWING / name, ["growth"]).take(picks)["growth"].to_pylist()
-        boxes = by_image(tables.read(options.proposals / name))
-        for row, grown in zip((rows[index] for index in picks), growth, strict=True):
-            places = windows(boxes.get(row["image_id"], np.zeros((0, 4))), *frame)
+        growth = tables.read(options.scores / GROWING / name, ["growth"], contents.SCORES).take(picks)
+        boxes = proposed(options.proposals / name)
+        for row, grown in zip((rows[index] for index in picks), growth["growth"].to_pylist(), strict=True):
+            own = boxes.get(row["image_id"], np.zeros((0, 4)))
+            if not all(inside(part, row["height"], row["width"]) for part in (own, np.array(row["instance_boxes"]))):
+                where = f"{options.dataset / name}: {row['image_id']}"
+                raise InputError(f"{where}: boxes beyond the image; run `dvc repro`")
+            places = windows(own, *frame)
             found[row["image_id"]] = row | {
                 "growth": grown,
                 "windows": places[places[:, 2:].min(1) >= least],
@@ -115,7 +118,8 @@ def main(arguments: list[str]) -> None:
     reports = read_reports(options.reports, classes)
     metrics, growth, boundary = reports["metrics"], reports["growth"], reports["boundary"]
     net, about = files.load(options.model)
-    images = tables.read(options.images).to_pandas()
+    columns = ["image_id", "system", "mean_iou", "pixel_accuracy"]
+    images = tables.read(options.images, columns, contents.IMAGES).to_pandas()
     chosen = galleries.choose(images, params.report.examples)
     candidates = galleries.best_first(images, GROWING)[:CANDIDATES]
     rows = read_images(options, params, set(candidates).union(*chosen.values()))
@@ -164,15 +168,17 @@ def main(arguments: list[str]) -> None:
         layers=activations.layers(net, filled, classes, side) if galleries.object_share(filled) else [],
         parameters=Path("params.yaml").read_text(encoding="utf-8"), code=about.get("provenance", {}).get("code", ""),
     )  # fmt: skip
-    with whole(options.out) as file:
-        file.write_text(page, encoding="utf-8")
-    if options.browser:
-        rows = (row for _, own in read_shards(options, params.evaluate.split) for row in own)
-        browser.write(options.browser, rows, images, classes, cores())
-    if options.pictures:
-        for name, pictures in (("gallery", examples["Typical"]), ("growth", [*map(list, zip(*steps, strict=True))])):
-            with whole(options.pictures / f"{name}.png") as file:
-                file.write_bytes(galleries.sheet(pictures))
+    with together():
+        with whole(options.out) as file:
+            file.write_text(page, encoding="utf-8")
+        if options.browser:
+            rows = (row for _, own in read_shards(options, params) for row in own)
+            browser.write(options.browser, rows, images, classes, cores())
+        if options.pictures:
+            shown_steps = [*map(list, zip(*steps, strict=True))]
+            for name, pictures in (("gallery", examples["Typical"]), ("growth", shown_steps)):
+                with whole(options.pictures / f"{name}.png") as file:
+                    file.write_bytes(galleries.sheet(pictures))
     print(f"{SYSTEMS[FINAL].name} {percent(metrics[FINAL]['mean_iou'])} % mean IoU, report: {options.out.resolve()}")
 
 
