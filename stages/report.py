@@ -27,6 +27,8 @@ from experiment.report.page import render
 CANDIDATES = 50  # DeconvNet's best images, of which the growing and the activated one are chosen
 EVALUATED = ("metrics.json", "per_class.csv", "confusion.csv", "sizes.csv", "boundary.csv", "growth.csv",
              "intervals.csv")  # fmt: skip
+COLUMNS = ["image_id", "height", "width", "image", "class_mask", "instance_mask", "instance_classes", "instance_boxes",
+           "instance_areas"]  # fmt: skip
 TRAINED = {
     "pretrain": "Pre-training of the encoder",
     "train_stage1": "DeconvNet, stage 1",
@@ -61,7 +63,7 @@ def read_shards(options, params: Params) -> Iterator[tuple[str, list[dict]]]:
         for key, system in SYSTEMS.items():
             folder = (options.scores if system.has_scores else options.labels) / key
             labels[key] = scores.read(folder / shard.name, shard, ["image_id", "labels"])
-        rows = tables.read(shard, None, labelled).to_pylist()
+        rows = tables.read(shard, COLUMNS, labelled).to_pylist()
         yield (
             shard.name,
             [
@@ -118,8 +120,7 @@ def main(arguments: list[str]) -> None:
     reports = read_reports(options.reports, classes)
     metrics, growth, boundary = reports["metrics"], reports["growth"], reports["boundary"]
     net, about = files.load(options.model)
-    columns = ["image_id", "system", "mean_iou", "pixel_accuracy"]
-    images = tables.read(options.images, columns, contents.IMAGES).to_pandas()
+    images = tables.read(options.images, None, contents.IMAGES).to_pandas()
     chosen = galleries.choose(images, params.report.examples)
     candidates = galleries.best_first(images, GROWING)[:CANDIDATES]
     rows = read_images(options, params, set(candidates).union(*chosen.values()))

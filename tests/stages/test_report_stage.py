@@ -87,7 +87,7 @@ def write_reports(folder):
         "sizes": pd.DataFrame(sizes, columns=["system", "small", "medium", "large"]),
         "intervals": intervals(), "boundary": boundary(), "growth": GROWTH, "proposals": pd.DataFrame(recall),
         "crops_stage1": pd.DataFrame(crop_counts), "crops_stage2": pd.DataFrame(crop_counts),
-        "pretrain": curves[:0], "train_stage1": trained, "train_stage2": trained, "train_fcn": trained,
+        "pretrain": trained[:0], "train_stage1": trained, "train_stage2": trained, "train_fcn": trained,
     }  # fmt: skip
     for name, table in reports.items():
         table.to_csv(folder / f"{name}.csv", index=False)
