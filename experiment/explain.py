@@ -7,6 +7,7 @@ them: docs/explain.md.
 """
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def decoded(path: Path, picture: np.ndarray, window: list[int] | None, target: s
     shown = [f"{kind}{block}{'' if kind == 'unpool' else f'_{len(layers)}'}" for block, layers in BLOCKS.items()
              for kind in ("unpool", "deconv")]  # fmt: skip
     cells = [Cell("DeconvNet's input", crop)]
-    for name in ["fc6_deconv", *shown]:
+    for name in shown:
         channel = int(maps[name].mean((1, 2)).argmax())
         cells.append(Cell(f"{name}, channel {channel} of {len(maps[name])}", heat(maps[name][channel])))
     return [*cells, Cell(f"score: {names[chosen]}", heat(maps["score"][chosen]))]
@@ -127,7 +128,7 @@ def drawn(cells: list[Cell], side: int, columns: int) -> np.ndarray:
             picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_NEAREST)
         page = Image.new("RGB", (side, side + strip), "white")
         page.paste(Image.fromarray(picture), (0, strip))
-        ImageDraw.Draw(page).text((2, strip / 2), cell.title, "black", font, anchor="lm")
+        ImageDraw.Draw(page).text((4, strip / 2), cell.title, "black", font, anchor="lm")
         sheet.append(np.asarray(page))
     return contact_sheet(sheet, min(columns, len(sheet)), gap=8)
 
@@ -154,11 +155,13 @@ def main(arguments: list[str]) -> None:
         raise InputError("nothing to explain: name a --classifier, a --model (DeconvNet), or both")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"{options.out}: is a file, but a folder is wanted; choose another --out")
+    if os.path.exists(options.picture) and not os.path.isfile(options.picture):  # a pipe would never end
+        raise InputError(f"{options.picture}: not a file; name a picture")
     picture = read_photo(options.picture)
     if options.window:
         x, y, width, height = options.window
-        if not (0 < width <= 32768 and 0 < height <= 32768):
-            raise InputError(f"--window {x} {y} {width} {height}: allowed: sides of 1 to 32768 px")
+        if not (0 < width <= 16384 and 0 < height <= 16384):
+            raise InputError(f"--window {x} {y} {width} {height}: allowed: sides of 1 to 16384 px")
         if x >= picture.shape[1] or y >= picture.shape[0] or x + width <= 0 or y + height <= 0:
             size = "x".join(map(str, picture.shape[1::-1]))
             raise InputError(f"--window {x} {y} {width} {height}: outside of {options.picture}, which has {size} px")
@@ -187,7 +190,7 @@ def main(arguments: list[str]) -> None:
     sides = {name: side * -(-SIDE // side) for name, (_, side) in pictures.items()}
     sheets = {name: drawn(cells, sides[name], COLUMNS) for name, (cells, _) in pictures.items()}
     sheets["montage"] = drawn(rows(groups), max(sides.values()), COLUMNS)
-    paths = {name: options.out / f"{options.picture.stem}_{name}.png" for name in sheets}
+    paths = {name: options.out / f"{options.picture.stem[:50]}_{name}.png" for name in sheets}
     for path in paths.values():
         if path.is_dir() or path.resolve() == options.picture.resolve():
             raise InputError(f"{path}: would be overwritten by a result; choose another --out")

@@ -11,6 +11,7 @@ a dependency on protobuf and of Caffe's own description of its messages:
 
 import math
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,9 +29,8 @@ def read_caffemodel(path: str | Path) -> dict[str, list[np.ndarray]]:
     Arrays are float32 or float64, of the shapes of the file, and lie in the file itself as long as they are used
     (mapped, not copied). Raises InputError for a file that is missing, empty, cut, or no such message.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}; name a .caffemodel")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}; name a .caffemodel")
     layers = {}
     try:
         with open(path, "rb") as file:

@@ -1,6 +1,7 @@
 """The command that explains a picture: its files, its montage, what it refuses."""
 
 import io
+import os
 import sys
 
 import numpy as np
@@ -42,8 +43,8 @@ def test_a_picture_for_each_method_and_a_montage(folder, capsys):
     pictures = {path.stem: np.asarray(Image.open(path)) for path in (folder / "out").iterdir()}
     side = 320  # the first multiple of 64 px from 288 on
     assert all(pictures[f"photo_{name}"].shape == (side + 22, side, 3) for name in METHODS if name != "features")
-    # 1 + 5 methods, 5 features, 1 + 11 + 1 maps: rows of 6, 6, 6, 6, 1
-    assert pictures["photo_montage"].shape == (5 * (side + 22 + 8) - 8, 6 * (side + 8) - 8, 3)
+    # 1 + 5 methods, 5 features, 1 + 10 maps and the scores: four rows of 6
+    assert pictures["photo_montage"].shape == (4 * (side + 22 + 8) - 8, 6 * (side + 8) - 8, 3)
     assert len({picture[30:].tobytes() for name, picture in pictures.items()}) == 8
     for name in METHODS:
         assert pictures[f"photo_{name}"][30:].std() > 5, name  # not one colour
@@ -134,6 +135,16 @@ def test_what_it_refuses_in_one_line(folder, options, message):
     with pytest.raises(InputError, match=message) as raised:
         run(folder, *options)
     assert "\n" not in str(raised.value) and not (folder / "out").exists()
+
+
+def test_a_long_name_a_folder_and_a_pipe(folder):
+    name = "ä" * 100 + ".png"
+    (folder / "photo.png").rename(folder / name)
+    assert len(run(folder, "--classifier", folder / "encoder.pt", picture=name)) == 7
+    os.mkfifo(folder / "pipe.jpg")
+    for path in ("pipe.jpg", ".", "none.jpg", "n" * 300):
+        with pytest.raises(InputError, match="name a picture"):
+            run(folder, "--classifier", folder / "encoder.pt", picture=path)
 
 
 def test_places_for_the_results(folder):
