@@ -1,7 +1,12 @@
 """Boxes and windows: [x, y, width, height] in px, origin top left, half-open (a box covers x <= column < x + width)."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+
+from deconvnet import contents, tables
+from deconvnet.errors import InputError
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -29,9 +34,28 @@ def windows(boxes: np.ndarray, context: float, square: bool) -> np.ndarray:
     return np.concatenate([corner, sides], 1).astype(np.int32)
 
 
+def proposed(path: Path) -> dict[str, np.ndarray]:
+    """Boxes float32 (N, 4) of each image of a shard of proposals, best first. Raises InputError for a bad shard."""
+    try:
+        return by_image(tables.read(path, ["image_id", "rank", "x", "y", "width", "height"], contents.PROPOSALS))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; run `dvc repro proposals`") from None
+
+
+def inside(boxes: np.ndarray, height: int, width: int) -> bool:
+    """Whether boxes (N, 4) lie in an image of so many px; a px beyond is rounding."""
+    return not len(boxes) or bool((boxes[:, :2] + boxes[:, 2:] <= (width + 1, height + 1)).all())
+
+
 def by_image(proposals: pa.Table) -> dict[str, np.ndarray]:
-    """Rows of a proposals table -> boxes float32 (N, 4) of each image, best first. An image's rows are neighbours."""
+    """Rows of a proposals table -> boxes float32 (N, 4) of each image, best first.
+
+    Raises ValueError where an image's rows are no neighbours.
+    """
     ids = proposals["image_id"].combine_chunks().dictionary_encode()
+    indices = ids.indices.to_numpy()
+    if (indices[1:] < indices[:-1]).any():
+        raise ValueError("the rows of an image do not stand together")
     boxes = np.stack([proposals[name].to_numpy() for name in ("x", "y", "width", "height")], 1)
-    ends = np.searchsorted(ids.indices.to_numpy(), np.arange(len(ids.dictionary) + 1))
+    ends = np.searchsorted(indices, np.arange(len(ids.dictionary) + 1))
     return {name: boxes[ends[k] : ends[k + 1]] for k, name in enumerate(ids.dictionary.to_pylist())}

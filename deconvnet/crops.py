@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from deconvnet import tables
-from deconvnet.boxes import by_image, iou, windows
+from deconvnet import contents, tables
+from deconvnet.boxes import iou, proposed, windows
 from deconvnet.errors import InputError
 from deconvnet.images import VOID, colour, contact_sheet, cut_window, decode_image, decode_mask
 from deconvnet.progress import progress
@@ -62,23 +62,31 @@ def matches(boxes: np.ndarray, objects: np.ndarray, min_iou: float) -> tuple[np.
 
 
 def find_windows(
-    dataset: Path, split: str, context: float, square: bool, proposals: Path | None = None, min_iou: float = 0.5
+    dataset: Path,
+    split: str,
+    context: float,
+    square: bool,
+    proposals: Path | None = None,
+    min_iou: float = 0.5,
+    classes: int = VOID,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """All windows of a stage, SCHEMA without `copies`, and the class of every object, int32 (M,).
 
     dataset, proposals: folders of shards; split: a key of SPLITS. Without `proposals` a window around every object
     (stage 1), with them around every proposal whose IoU with an object is at least `min_iou` (stage 2). Reads shard by
-    shard: memory holds one shard of proposals and the windows found.
+    shard: memory holds one shard of proposals and the windows found. Raises InputError for an object of another class
+    than 1 to `classes` - 1.
     """
     paths = _shards(dataset, split)
     columns = {name: [] for name in SCHEMA.names if name != "copies"}
-    classes = []
+    found = []
+    labelled = contents.LABELLED.within(instance_classes=(0, classes - 1))
     bar = progress(paths, unit="shard", desc="windows of proposals" if proposals else "windows of objects")
     for path in bar:
         bar.set_postfix_str(path.stem, refresh=False)
-        rows = tables.read(path, ["image_id", "instance_classes", "instance_boxes", "instance_areas"]).to_pylist()
+        rows = tables.read(path, ["image_id", *contents.OBJECTS], labelled).to_pylist()
         if proposals:
-            boxes_of = by_image(tables.read(proposals / path.name, ["image_id", "x", "y", "width", "height"]))
+            boxes_of = proposed(proposals / path.name)
             if strange := boxes_of.keys() - {row["image_id"] for row in rows}:
                 raise InputError(
                     f"{proposals / path.name}: holds {min(strange)}, which {path} lacks; run `dvc repro proposals`"
@@ -87,7 +95,7 @@ def find_windows(
             present = np.flatnonzero(row["instance_areas"])
             objects = np.array(row["instance_boxes"], np.int32).reshape(-1, 4)[present]
             kinds = np.array(row["instance_classes"], np.int32)[present]
-            classes.append(kinds)
+            found.append(kinds)
             boxes, of = objects, np.arange(len(objects))
             if proposals:
                 candidates = boxes_of.get(row["image_id"], np.zeros((0, 4), np.float32))
@@ -98,13 +106,16 @@ def find_windows(
             columns["instance"].append(present[of].astype(np.int32) + 1)
             columns["class_id"].append(kinds[of])
             columns["image_id"].append(np.full(len(of), row["image_id"], object))
-    return pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()}), np.concatenate(classes)
+    return pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()}), np.concatenate(found)
 
 
 def sizes(dataset: Path, split: str) -> pd.DataFrame:
     """`image_id`, `height` and `width` (px) of every image of a key of SPLITS."""
     return pd.concat(
-        [tables.read(path, ["image_id", "height", "width"]).to_pandas() for path in _shards(dataset, split)]
+        [
+            tables.read(path, ["image_id", "height", "width"], contents.DATASET).to_pandas()
+            for path in _shards(dataset, split)
+        ]
     )
 
 
@@ -141,11 +152,11 @@ def render(
     chosen = order.iloc[np.linspace(0, len(order) - 1, min(columns * rows, len(order))).astype(int)]
     pictures = {}
     for path in sorted(dataset.glob("*.parquet")):
-        ids = tables.read(path, ["image_id"])["image_id"].to_pylist()
+        ids = tables.read(path, ["image_id"], contents.DATASET)["image_id"].to_pylist()
         wanted = [index for index, image_id in enumerate(ids) if image_id in set(chosen["image_id"])]
         if wanted:
-            masks = tables.read(path, ["image_id", "image", "class_mask", "instance_mask"]).take(wanted).to_pylist()
-            pictures |= {row["image_id"]: row for row in masks}
+            read = tables.read(path, ["image_id", "image", "class_mask", "instance_mask"], contents.DATASET)
+            pictures |= {row["image_id"]: row for row in read.take(wanted).to_pylist()}
     cells = []
     for window in chosen.itertuples():
         row = pictures[window.image_id]

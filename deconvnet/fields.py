@@ -20,6 +20,7 @@ import dataclasses
 import json
 import math
 import re
+import reprlib
 import types
 import typing
 
@@ -40,6 +41,48 @@ class Range:
             return f"{self.low} or more"
         return f"from {self.low} to {self.high}"
 
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclasses.dataclass(frozen=True)
+class Distinct:
+    """Of a list: one or more values, none of them twice. ascending: each larger than the one before."""
+
+    ascending: bool = False
+
+    def __str__(self) -> str:
+        return f"one or more different values{', ascending' if self.ascending else ''}"
+
+    def holds(self, values: tuple) -> bool:
+        if self.ascending and any(a >= b for a, b in zip(values, values[1:], strict=False)):
+            return False
+        return 0 < len(values) == len(set(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """Of text: a name that can be shown: not empty, no control characters, no space at its ends, `longest` at most."""
+
+    longest: int = 100
+
+    def __str__(self) -> str:
+        return f"of 1 to {self.longest} characters that can be shown, without a space at its ends"
+
+    def holds(self, value: str) -> bool:
+        return 0 < len(value) <= self.longest and value.isprintable() and value == value.strip()
+
+
+def show(value: object) -> str:
+    """A value for a message: short, however large it is."""
+    return SHORT.repr(value)
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 100
+SHORT.maxlist = SHORT.maxtuple = SHORT.maxdict = 12
+SHORT.maxlevel = 3
+
 
 def parse(kind: type[T], value: object, source: str, key: str) -> T:
     """`value` as an instance of `kind`. `source` and `key` say in messages where the value comes from."""
@@ -50,15 +93,14 @@ def _convert(kind, value, path, key):
     """`value` as the type `kind`, or an InputError that names `path`, `key`, the value and what is allowed."""
 
     def wrong() -> InputError:
-        return InputError(f"{path}: {key}: {value!r} is not allowed; allowed: {_describe(kind)}")
+        return InputError(f"{path}: {key}: {show(value)} is not allowed; allowed: {_describe(kind)}")
 
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _convert_fields(kind, value, path, key)
     if origin is typing.Annotated:
         converted = _convert(arguments[0], value, path, key) if _fits(arguments[0], value) else None
-        checks = [check for check in arguments[1:] if isinstance(check, Range)]
-        if converted is None or not all(check.low <= converted <= check.high for check in checks):
+        if converted is None or not all(check.holds(converted) for check in arguments[1:]):
             raise wrong()
         return converted
     if origin in (types.UnionType, typing.Union):
@@ -78,6 +120,8 @@ def _convert(kind, value, path, key):
     if origin in (list, tuple):
         return tuple(_convert(arguments[0], item, path, f"{key}[{index}]") for index, item in enumerate(value))
     if origin is dict:
+        if strange := [name for name in value if not isinstance(name, str)]:
+            raise InputError(f"{path}: {key}: {show(strange[0])}: not allowed as a key; allowed: text")
         return {name: _convert(arguments[1], item, path, f"{key}.{name}") for name, item in value.items()}
     return float(value) if kind is float else value
 
@@ -86,10 +130,10 @@ def _convert_fields(cls, value, path, key):
     fields = {field.name: field for field in dataclasses.fields(cls)}
     allowed = ", ".join(fields)
     if not isinstance(value, dict):
-        raise InputError(f"{path}: {key}: {value!r} is not allowed; allowed: the keys {allowed}")
+        raise InputError(f"{path}: {key}: {show(value)} is not allowed; allowed: the keys {allowed}")
     for name in value:
         if name not in fields:
-            raise InputError(f"{path}: {key}.{name}: unknown key (value {value[name]!r}); allowed: {allowed}")
+            raise InputError(f"{path}: {key}.{name}: unknown key (value {show(value[name])}); allowed: {allowed}")
     hints = typing.get_type_hints(cls, include_extras=True)
     converted = {}
     for name, field in fields.items():
@@ -113,7 +157,7 @@ def _convert_one_of(classes, value, path, key):
         if _fits(kind, value[name]):
             return _convert_fields(cls, value, path, key)
     allowed = " or ".join(map(_describe, kinds))
-    raise InputError(f"{path}: {key}.{name}: {value[name]!r} is not allowed; allowed: {allowed}")
+    raise InputError(f"{path}: {key}.{name}: {show(value[name])} is not allowed; allowed: {allowed}")
 
 
 def _may_be_absent(field: dataclasses.Field) -> bool:
@@ -140,7 +184,10 @@ def _fits(kind, value) -> bool:
             or isinstance(value, str)
             and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
         )
-        return bool(numeric) and not isinstance(value, bool) and math.isfinite(float(value))
+        try:
+            return bool(numeric) and not isinstance(value, bool) and math.isfinite(float(value))
+        except OverflowError:  # a whole number of more than 308 digits
+            return False
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, type(None) if kind is None else kind)
@@ -149,7 +196,8 @@ def _fits(kind, value) -> bool:
 def _describe(kind) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        return " ".join([_describe(arguments[0]), *(str(check) for check in arguments[1:])])
+        words = [_describe(arguments[0]), *(str(check) for check in arguments[1:])]
+        return (", " if typing.get_origin(arguments[0]) is list else " ").join(words)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_describe(option) for option in arguments)
     if origin is typing.Literal:
@@ -160,5 +208,6 @@ def _describe(kind) -> str:
         return f"a list, each: {_describe(arguments[0])}"
     if origin is dict:
         return f"a mapping, each: {_describe(arguments[1])}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
+             dict: "a mapping"}  # fmt: skip
     return names[kind]

@@ -5,6 +5,7 @@ mask 0 none, 1..n instances, 255 void.
 """
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -14,6 +15,9 @@ VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+
+MOST_PIXELS = 1 << 26  # of a picture, 8192 squared: one is decoded in less than 2 GB
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound above is lower
 
 # A cut-off JPEG must fail, not come back half grey (as OpenCV returns it).
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -36,9 +40,12 @@ def decoded_size(data: bytes) -> tuple[int, int]:
 
 def decode_mask(data: bytes) -> np.ndarray:
     """PNG bytes -> uint8 (H, W), the palette's indices. Raises ValueError for anything but a palette or grey PNG."""
-    with _open(data) as image:
+    with _open(data, formats=("PNG",)) as image:
         if image.mode not in ("P", "L"):
             raise ValueError(f"a mask must be a palette or grey PNG, this one has mode {image.mode}")
+        # IHDR is a PNG's first chunk, its ninth byte the bit depth. Pillow would stretch 0..15 to 0..255.
+        if image.mode == "L" and data[24] != 8:
+            raise ValueError(f"a grey mask must have 8 bits, this one has {data[24]}; save it as a palette PNG")
         return np.asarray(image)
 
 
@@ -92,13 +99,25 @@ def contact_sheet(pictures: list[np.ndarray], columns: int, gap: int = 4) -> np.
     return sheet
 
 
-def _open(data: bytes, raw: bool = False) -> Image.Image:
+def check_pixels(image: Image.Image) -> None:
+    """Raise ValueError for a picture of more than MOST_PIXELS, before it is decoded."""
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} px are more than the {MOST_PIXELS:,} that are read; shrink it")
+    if not image.width * image.height:
+        raise ValueError("has no pixel")
+
+
+def _open(data: bytes, raw: bool = False, formats: tuple[str, ...] = ("JPEG", "PNG")) -> Image.Image:
     """The decoded image; `raw` leaves a JPEG in its own colour space, which is quicker."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=formats)
+        check_pixels(image)
         if raw:
             image.draft("YCbCr", image.size)
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"does not decode ({error})") from None
+    except Exception as error:  # Pillow's decoders fail in many ways
+        if isinstance(error, MemoryError):
+            raise
+        said = " ".join(str(error).split())[:200].replace(f"{io.BytesIO.__module__}.", "")
+        raise ValueError(f"does not decode ({said})") from None
     return image

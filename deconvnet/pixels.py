@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deconvnet import tables
+from deconvnet import contents, tables
 from deconvnet.errors import InputError
 from deconvnet.images import VOID, decode_image, decode_mask
 from deconvnet.progress import progress
@@ -55,9 +55,11 @@ class ImageStore:
         paths = sorted(dataset.glob("*.parquet"))
         if not paths:
             raise InputError(f"{dataset}: holds no shard; run `dvc repro dataset`")
-        loaded = [tables.read(path, columns) for path in paths]
+        loaded = [tables.read(path, columns, contents.DATASET) for path in paths]
         self.rows = [row for table in loaded for row in table.to_pylist() if row["image_id"] in ids]
         self.ids = [row["image_id"] for row in self.rows]
+        if len(set(self.ids)) < len(self.ids):
+            raise InputError(f"{dataset}: an image is in two shards; run `dvc repro dataset`")
         self.sizes = {row["image_id"]: (row["height"], row["width"]) for row in self.rows}  # height, width
         if missing := ids - set(self.ids):
             raise InputError(
@@ -118,6 +120,8 @@ class ImageStore:
         return Pixels(colours, flat[4 * number :], ends - sizes.prod(1), sizes)
 
     def _arrays(self, row: dict, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if row["image"] is None or row["class_mask"] is None or row["instance_mask"] is None:
+            raise InputError(f"{row['image_id']}: has no masks, but the crop table names it; run `dvc repro` for it")
         try:
             image, class_mask = decode_image(row["image"]), decode_mask(row["class_mask"])
             instance_mask = decode_mask(row["instance_mask"])

@@ -148,6 +148,26 @@ class Predictor:
         return net, about
 
 
+def predict(net: nn.Module, picture: Picture) -> np.ndarray:
+    """Class probabilities float32 (C, H, W) of a picture (H, W) that a net sees at once: no proposals, ensemble or CRF.
+
+    net: a DeconvNet or an FCN, as `build` or `load` gives it, on any device. DeconvNet sees the picture resized to its
+    input size, and its scores are resized back. For the paper's inference: `Predictor`.
+    """
+    image, training = read_photo(picture), net.training
+    height, width = image.shape[:2]
+    net.eval()
+    try:
+        if net.spec["kind"] == "fcn":
+            (scores,) = by_images(net, [image], (height, width), 1, "float32")
+        else:
+            window = np.array([[0, 0, width, height]])
+            ((scores, _),) = by_windows(net, [(image, window)], settings.WindowInference(), "float32")
+    finally:
+        net.train(training)
+    return scores.softmax(0).cpu().numpy()
+
+
 def _entry(path: str | Path, about: dict, name: str):
     if name not in about:
         raise InputError(f"{path}: does not say its {name}: made by an older version; train it again with this one")

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from deconvnet import settings, tables
-from deconvnet.boxes import by_image, iou
+from deconvnet import contents, settings, tables
+from deconvnet.boxes import iou, proposed
 from deconvnet.errors import InputError
 from deconvnet.images import decode_image
 from deconvnet.progress import progress
@@ -138,8 +138,8 @@ def recall(dataset: Path, proposals: Path, chosen: settings.Recall) -> pd.DataFr
     """
     found = []
     for shard in sorted(dataset.glob(f"{chosen.split}-*.parquet")):
-        rows = tables.read(shard, ["image_id", "instance_boxes", "instance_areas"]).to_pylist()
-        boxes = by_image(tables.read(proposals / shard.name))
+        rows = tables.read(shard, ["image_id", "instance_boxes", "instance_areas"], contents.LABELLED).to_pylist()
+        boxes = proposed(proposals / shard.name)
         for row in rows:
             objects = [
                 box

@@ -18,11 +18,11 @@ PACKAGES = ("deconvnet", "experiment", "stages", "demo")
 # messages, files that appear whole. A change in it makes no other numbers, so it is no part of any fingerprint and no
 # dependency in dvc.yaml.
 PLUMBING = {
-    "deconvnet/__init__.py", "deconvnet/census.py", "deconvnet/cost.py", "deconvnet/errors.py", "deconvnet/fields.py",
-    "deconvnet/files.py", "deconvnet/progress.py", "deconvnet/provenance.py", "deconvnet/roofline.py",
-    "deconvnet/settings.py", "deconvnet/steps.py", "deconvnet/training/flops.py",
-    "experiment/__init__.py", "experiment/check.py", "experiment/cli.py", "experiment/machine.py",
-    "experiment/params.py", "stages/__init__.py",
+    "deconvnet/__init__.py", "deconvnet/census.py", "deconvnet/contents.py", "deconvnet/cost.py",
+    "deconvnet/errors.py", "deconvnet/fields.py", "deconvnet/files.py", "deconvnet/progress.py",
+    "deconvnet/provenance.py", "deconvnet/roofline.py", "deconvnet/settings.py", "deconvnet/steps.py",
+    "deconvnet/training/flops.py", "experiment/__init__.py", "experiment/check.py", "experiment/cli.py",
+    "experiment/machine.py", "experiment/params.py", "stages/__init__.py",
 }  # fmt: skip
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from deconvnet import tables
+from deconvnet import contents, tables
 from deconvnet.errors import InputError
 from deconvnet.images import encode_mask
 
@@ -99,6 +99,8 @@ def decode(row: dict, classes: int) -> np.ndarray:
             "infer again with a model of this data set"
         ) from None
     best = np.ascontiguousarray(best.transpose(1, 2, 0)).view(np.float16)[..., 0]  # (H, W)
+    if not np.isfinite(best).all() or not 0 <= row["deepest"] < np.inf:
+        raise InputError(f"{row['image_id']}: its scores are not finite; run `dvc repro`")
     table = (FINE * np.expm1(np.arange(STEPS + 1) / STEPS * np.log1p(row["deepest"] / FINE))).astype(np.float32)
     return best.astype(np.float32) - table[np.cumsum(drops, 2, dtype=np.uint8)]
 
@@ -113,10 +115,17 @@ def read(path: Path, dataset: Path, columns: list[str] | None = None) -> list[di
     """Rows of a table of scores or labels, after a check that it has the images of the data set's shard, in order."""
     if not path.is_file():
         raise InputError(f"{path}: missing shard; run `dvc repro`")
-    rows = tables.read(path, columns).to_pylist()
-    wanted = tables.read(dataset, ["image_id"])["image_id"].to_pylist()
-    if [row["image_id"] for row in rows] != wanted:
-        raise InputError(f"{path}: {len(rows)} images that are not the {len(wanted)} of {dataset}; run `dvc repro`")
+    kind = contents.LABELS if columns == ["image_id", "labels"] else contents.SCORES
+    rows = tables.read(path, columns, kind).to_pylist()
+    images = tables.read(dataset, ["image_id", "height", "width"], contents.DATASET).to_pylist()
+    if [row["image_id"] for row in rows] != [image["image_id"] for image in images]:
+        raise InputError(f"{path}: {len(rows)} images that are not the {len(images)} of {dataset}; run `dvc repro`")
+    for row, image in zip(rows, images, strict=True):  # before anything of that size is decoded
+        if "height" in row and (row["height"], row["width"]) != (image["height"], image["width"]):
+            raise InputError(
+                f"{path}: {row['image_id']}: of {row['width']}x{row['height']} px, but the image has "
+                f"{image['width']}x{image['height']}; run `dvc repro`"
+            )
     return rows
 
 

@@ -11,18 +11,29 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from deconvnet.fields import Range
+from deconvnet.fields import Distinct, Name, Range
 
 Splits = Literal["train", "val", "test"]
+# Each has an upper bound, beyond which it would only fill the memory or never end.
+Count = Annotated[int, Range(0, 1_000_000_000)]
+Some = Annotated[int, Range(1, 1_000_000_000)]  # steps, images, px
+Batch = Annotated[int, Range(1, 4096)]
+Boxes = Annotated[int, Range(1, 100_000)]
+Examples = Annotated[int, Range(1, 10_000_000)]
+Seed = Annotated[int, Range(0, 2**31 - 1)]
+Factor = Annotated[float, Range(0, 1000)]
+Epsilon = Annotated[float, Range(0, 1)]
+Width = Annotated[int, Range(1, 10_000)]  # px
+MOST = 1_000_000_000  # weights of one layer
 
 
 @dataclass(frozen=True)
 class Dataset:
     """VOC 2012 with SBD's annotations (P 6.1), or images and masks in folders of one's own."""
 
-    classes: list[str]  # names by class id; 0 is the background
+    classes: list[Annotated[str, Name()]]  # names by class id; 0 is the background
     shard_images: Annotated[int, Range(1, 1_000_000)] = 256  # images in a shard, the unit of fan-out and transfer; ours
-    counts: dict[str, Annotated[int, Range(0)]] = dataclasses.field(default_factory=dict)  # images expected
+    counts: dict[str, Count] = dataclasses.field(default_factory=dict)  # images expected
     kind: Literal["voc", "folders"] = "voc"
     input: str | None = None  # the archive or the lists that it is made from: for DVC alone
     # of folders: a mask's numbers by class or `void`, `others` for all that are not named; {}: a number is a class id
@@ -53,9 +64,9 @@ class Recall:
     """How the proposals are judged; the boxes themselves do not depend on it."""
 
     split: Literal["train", "val"] = "val"  # whose objects are looked for
-    min_area: Annotated[int, Range(1)] = 400  # px; smaller objects are not counted; ours
-    boxes: list[Annotated[int, Range(1)]] = (10, 50, 100, 500, 2000)  # proposals per image
-    iou: list[Annotated[float, Range(0, 1)]] = (0.5, 0.7)  # overlaps that count as found
+    min_area: Some = 400  # px; smaller objects are not counted; ours
+    boxes: Annotated[list[Boxes], Distinct()] = (10, 50, 100, 500, 2000)  # proposals per image
+    iou: Annotated[list[Annotated[float, Range(0, 1)]], Distinct()] = (0.5, 0.7)  # overlaps that count as found
 
 
 @dataclass(frozen=True)
@@ -63,12 +74,12 @@ class EdgeBoxes:
     """Object proposals (P 6.1; E)."""
 
     edges: Literal["structured", "gradient"] = "structured"  # structured forest (needs a model file) or Lab gradients
-    boxes: Annotated[int, Range(1, 100_000)] = 2000  # at most, per image; P 6.1
-    alpha: Annotated[float, Range(0, 1)] = 0.65  # step of the sliding windows, as IoU; E
+    boxes: Boxes = 2000  # at most, per image; P 6.1
+    alpha: Annotated[float, Range(0, 0.95)] = 0.65  # step of the sliding windows, as IoU; E
     beta: Annotated[float, Range(0, 1)] = 0.75  # threshold of non-maximum suppression, as IoU; E
-    min_score: Annotated[float, Range(0)] = 0.01  # E
-    min_box_area: Annotated[int, Range(1)] = 1000  # px; E
-    max_aspect_ratio: Annotated[float, Range(1)] = 3.0  # E
+    min_score: Factor = 0.01  # E
+    min_box_area: Some = 1000  # px; E
+    max_aspect_ratio: Annotated[float, Range(1, 1000)] = 3.0  # E
     recall: Recall = Recall()
 
 
@@ -76,14 +87,14 @@ class EdgeBoxes:
 class ObjectCrops:
     """Stage 1: a window around every annotated object (P 4.2)."""
 
-    per_class: Annotated[int, Range(1)] = 10_000  # examples of each class; P 6.1: 0.2 M over 20 classes
+    per_class: Examples = 10_000  # examples of each class; P 6.1: 0.2 M over 20 classes
 
 
 @dataclass(frozen=True)
 class ProposalCrops:
     """Stage 2: a window around every proposal that overlaps an object (P 4.2)."""
 
-    per_class: Annotated[int, Range(1)] = 135_000  # P 6.1: 2.7 M over 20 classes
+    per_class: Examples = 135_000  # P 6.1: 2.7 M over 20 classes
     min_iou: Annotated[float, Range(0, 1)] = 0.5  # of a proposal with an object's tight box; P 6.1
 
 
@@ -94,8 +105,8 @@ class Crops:
     split: Literal["trainaug", "trainval_aug"] = "trainaug"  # trainval_aug for a submission to the test server, P 6.2
     context: Annotated[float, Range(1, 10)] = 1.2  # window side / box side; P 6.1
     square: bool = True  # R: the windows printed in its issues #3 and #11 are square; P does not say
-    max_copies: Annotated[int, Range(1)] | None = None  # of a window in an epoch, though its class then has fewer; ours
-    seed: Annotated[int, Range(0)] = 2015
+    max_copies: Some | None = None  # of a window in an epoch, though its class then has fewer; ours
+    seed: Seed = 2015
     stage1: ObjectCrops = ObjectCrops()
     stage2: ProposalCrops = ProposalCrops()
 
@@ -106,11 +117,13 @@ class Size:
 
     width: Annotated[int, Range(1, 1024)] = 64  # channels of conv1_1
     fc_width: Annotated[int, Range(1, 65536)] = 4096  # channels of fc6 and fc7
-    input_size: Annotated[int, Range(64, 2048)] = 224  # pixels a side of a crop
+    input_size: Annotated[int, Range(32, 2048)] = 224  # pixels a side of a crop
 
     def __post_init__(self):
         if self.input_size % 32:
             raise ValueError(f"input_size: {self.input_size} is not a multiple of 32, the stride of five poolings")
+        if (weights := 8 * self.width * self.fc_kernel**2 * self.fc_width) > MOST:
+            raise ValueError(f"fc_width: fc6 would have {weights:,} weights; allowed: {MOST:,}, of VGG-16 102,760,448")
 
     @property
     def fc_kernel(self) -> int:
@@ -122,34 +135,37 @@ class Size:
 class Run:
     """One training run by SGD. The defaults are stage 1's."""
 
-    steps: Annotated[int, Range(1)] = 20_000  # R; P 6.1: about 20 K
-    batch: Annotated[int, Range(1)] = 64  # crops per step over all devices: micro_batch x accumulation x devices; P 6.1
-    micro_batch: Annotated[int, Range(1)] = 64  # crops that a device computes at once; ours
-    batch_norm_crops: Annotated[int, Range(2)] | None = 8  # crops that batch norm sees at once; null: micro_batch; R
-    lr: Annotated[float, Range(0)] = 0.01  # P 6.1
-    warmup_steps: Annotated[int, Range(0)] = 0  # of a linear warm-up
+    steps: Some = 20_000  # R; P 6.1: about 20 K
+    batch: Batch = 64  # crops per step over all devices: micro_batch x accumulation x devices; P 6.1
+    micro_batch: Batch = 64  # crops that a device computes at once; ours
+    batch_norm_crops: Annotated[int, Range(2, 4096)] | None = 8  # that batch norm sees at once; null: micro_batch; R
+    lr: Annotated[float, Range(1e-12, 1000)] = 0.01  # P 6.1
+    warmup_steps: Count = 0  # of a linear warm-up
     # steps, R; plateau: of held-out accuracy, P 6.1; cosine: no drops, but a cosine down to 0
-    drop_at: list[Annotated[int, Range(0)]] | Literal["plateau", "cosine"] = (9000, 18000)
-    held_out_crops: Annotated[int, Range(1)] = 2000  # at most, for validation; ours
-    validate_every: Annotated[int, Range(1)] = 1000  # steps; ours
-    checkpoint_minutes: Annotated[float, Range(0)] = 10  # between checkpoints; ours
-    momentum: Annotated[float, Range(0, 1)] = 0.9  # P 6.1
-    weight_decay: Annotated[float, Range(0)] = 5e-4  # P 6.1
-    encoder_lr: Annotated[float, Range(0)] = 1.0  # times lr, for layers that start pre-trained; 0: frozen; ours
-    drop: Annotated[float, Range(0, 1)] = 0.1  # factor of a drop of the learning rate; P 6.1
-    patience: Annotated[int, Range(1)] = 3  # validations without a better accuracy that make a plateau; ours
+    drop_at: list[Some] | Literal["plateau", "cosine"] = (9000, 18000)
+    held_out_crops: Some = 2000  # at most, for validation; ours
+    validate_every: Some = 1000  # steps; ours
+    checkpoint_minutes: Annotated[float, Range(0, 100_000)] = 10  # between checkpoints; ours
+    momentum: Annotated[float, Range(0, 0.9999)] = 0.9  # P 6.1
+    weight_decay: Annotated[float, Range(0, 1)] = 5e-4  # P 6.1
+    encoder_lr: Factor = 1.0  # times lr, for VGG-16's convolutions; 0: frozen; ours
+    drop: Annotated[float, Range(1e-6, 1)] = 0.1  # factor of a drop of the learning rate; P 6.1
+    patience: Some = 3  # validations without a better accuracy that make a plateau; ours
     held_out: Annotated[float, Range(0, 0.9)] = 0.02  # share of the training images kept for validation; 0: none; ours
     statistics_passes: Annotated[int, Range(1, 10_000)] = 16  # passes of 28 crops before a validation; ours, as R's 501
     precision: Literal["bf16", "float32"] = "bf16"  # of arithmetic; weights are float32; P: float32
     compile: bool = False
-    memory_gb: Annotated[float, Range(0)] = 12.0  # for decoded images: 10,582 of 500x375 need 10
-    seed: Annotated[int, Range(0, 2**31 - 1)] = 2015
+    memory_gb: Annotated[float, Range(0, 1_000_000)] = 12.0  # for decoded images: 10,582 of 500x375 need 10
+    seed: Seed = 2015
 
     def __post_init__(self):
         if self.batch_norm_crops and self.micro_batch % self.batch_norm_crops:
             raise ValueError(
                 f"micro_batch: {self.micro_batch} is no multiple of batch_norm_crops {self.batch_norm_crops}"
             )
+        steps = self.drop_at if isinstance(self.drop_at, tuple) else ()
+        if any(one >= other for one, other in zip(steps, steps[1:], strict=False)):
+            raise ValueError(f"drop_at: {list(steps)} is not allowed; allowed: different steps, ascending")
         if self.drop_at == "plateau" and not self.held_out:
             raise ValueError("drop_at: plateau needs validation, but held_out is 0; name steps, or hold images out")
         if self.devices(1) == 0:
@@ -168,6 +184,12 @@ class Run:
             return 0
         return micro_batch
 
+    def check_batch_norm(self, eps: float | None, name: str) -> None:
+        """Raise ValueError where batch norm would see a single crop, which has no variance. name: of the run."""
+        if eps is not None and (self.batch_norm_crops or min(self.micro_batch, self.batch)) < 2:
+            key = "batch" if self.batch < 2 else "micro_batch"
+            raise ValueError(f"{name}.{key}: 1 crop is too few for batch norm; allowed: 2 or more, or no batch norm")
+
     def devices(self, available: int) -> int:
         """The largest number of devices, at most `available`, among which the batch divides."""
         return next((number for number in range(available, 0, -1) if self.micro_batch_for(number)), 0)
@@ -183,7 +205,7 @@ class Pretraining:
 
     size: Size = Size()
     convention: Literal["imagenet1k_v1", "imagenet1k_features", "caffe_bgr"] = "imagenet1k_v1"  # of the weights' input
-    batch_norm_eps: Annotated[float, Range(0)] = 1e-5  # ours
+    batch_norm_eps: Epsilon = 1e-5  # ours
     resized: Annotated[int, Range(64, 4096)] = 250  # px, as in Training
     background: Annotated[float, Range(0, 0.9)] = 0.1  # share of windows without an object among the crops; ours
     run: Run = Run(micro_batch=64, batch_norm_crops=None, lr=0.05, warmup_steps=500, drop_at=(12000, 18000))
@@ -191,13 +213,14 @@ class Pretraining:
     def __post_init__(self):
         if self.resized < self.size.input_size:
             raise ValueError(f"resized: {self.resized} is less than size.input_size {self.size.input_size}")
+        self.run.check_batch_norm(self.batch_norm_eps, "run")
 
 
 @dataclass(frozen=True)
 class Training:
     """DeconvNet's two stages (P 4.2, 6.1)."""
 
-    batch_norm_eps: Annotated[float, Range(0)] | None = 1e-9  # R; null trains without batch norm, the claim of P 4.1
+    batch_norm_eps: Epsilon | None = 1e-9  # R; null trains without batch norm, the claim of P 4.1
     unpooling: Literal["switches", "bilinear", "transposed"] = "switches"  # P 3.2.1; the others for claim (g)
     decoder_start: Literal["gaussian", "he"] = "gaussian"  # of std 0.01, R; by He's rule it bears a higher rate; ours
     resized: Annotated[int, Range(64, 4096)] = 250  # px; a random crop of the net's input size is taken; P 6.1
@@ -205,21 +228,25 @@ class Training:
     stage1: Run = Run()
     stage2: Run = Run(steps=40_000, drop_at=(10000, 20000, 30000))  # R; P 6.1: about 40 K
 
+    def __post_init__(self):
+        self.stage1.check_batch_norm(self.batch_norm_eps, "stage1")
+        self.stage2.check_batch_norm(self.batch_norm_eps, "stage2")
+
 
 @dataclass(frozen=True)
 class Reestimation:
     """Batch-norm statistics of the final DeconvNet, averaged anew over training crops (R)."""
 
-    passes: Annotated[int, Range(1)] = 501  # R
-    batch: Annotated[int, Range(2)] = 28  # crops per pass; R
+    passes: Annotated[int, Range(1, 1_000_000)] = 501  # R
+    batch: Annotated[int, Range(2, 4096)] = 28  # crops per pass; R
 
 
 @dataclass(frozen=True)
 class FcnTraining:
     """FCN-8s on whole images (F)."""
 
-    batch_norm_eps: Annotated[float, Range(0)] | None = None  # as published
-    skip_scales: list[Annotated[float, Range(0)]] | Literal["derived"] = "derived"  # pool4's, pool3's; F: 0.01, 0.0001
+    batch_norm_eps: Epsilon | None = None  # as published
+    skip_scales: list[Factor] | Literal["derived"] = "derived"  # pool4's, pool3's; F: 0.01, 0.0001
     dropout: Annotated[float, Range(0, 0.99)] = 0.5  # after fc6 and fc7; F
     canvas: list[Annotated[int, Range(32, 8192)]] = (500, 500)  # px, height and width; R pads at the bottom and right
     scale: Annotated[float, Range(0.1, 4)] = 1.0  # of the images and the canvas that the net sees; F: 1
@@ -237,32 +264,27 @@ class FcnTraining:
             raise ValueError("skip_scales: allowed: derived, or two numbers: pool4's factor and pool3's")
         if len(self.canvas) != 2:
             raise ValueError("canvas: allowed: two numbers of px: height and width")
+        self.run.check_batch_norm(self.batch_norm_eps, "run")
 
 
 @dataclass(frozen=True)
 class WindowInference:
     """DeconvNet on an image's proposals (P 5.1)."""
 
-    proposals: Annotated[int, Range(1)] = 50  # the best of an image; P 5.1
+    proposals: Boxes = 50  # the best of an image; P 5.1
     aggregation: Literal["maximum", "average"] = "maximum"  # over the windows, 0 outside of each; P 5.1 offers both
     clip: bool = False  # negative scores to 0 first; R: true, as its maximum starts from 0
-    min_side: Annotated[int, Range(0)] = 0  # px; proposals whose window has a shorter side are passed over; R: 112
-    batch: Annotated[int, Range(1)] = 128  # windows that the device computes at once; ours
+    min_side: Count = 0  # px; proposals whose window has a shorter side are passed over; R: 112
+    batch: Batch = 128  # windows that the device computes at once; ours
 
 
 @dataclass(frozen=True)
 class Inference:
-    splits: list[Splits] = ("val",)
+    splits: Annotated[list[Splits], Distinct()] = ("val",)
     precision: Literal["bf16", "float32"] = "bf16"
     deconvnet: WindowInference = WindowInference()
-    growth: list[Annotated[int, Range(1)]] = (1, 5, 10, 25, 50, 100)  # proposals after which labels are kept too
-    fcn_batch: Annotated[int, Range(1)] = 8  # images that the device computes at once
-
-    def __post_init__(self):
-        for name in ("splits", "growth"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{name}: {list(values)} is not allowed; allowed: one or more different values")
+    growth: Annotated[list[Boxes], Distinct()] = (1, 5, 10, 25, 50, 100)  # proposals after which labels are kept too
+    fcn_batch: Batch = 8  # images that the device computes at once
 
 
 @dataclass(frozen=True)
@@ -278,21 +300,22 @@ class Crf:
 
     iterations: Annotated[int, Range(1, 1000)] = 10  # of mean-field inference; R
     normalization: Literal["none", "symmetric"] = "none"  # of both kernels; R: none; pydensecrf's own is symmetric
-    smoothness_sxy: Annotated[float, Range(0.1)] = 3.0  # px, standard deviation of the kernel over positions; R
-    smoothness_weight: Annotated[float, Range(0)] = 3.0  # R
-    appearance_sxy: Annotated[float, Range(0.1)] = 20.0  # px, of the kernel over positions and colours; R
-    appearance_srgb: Annotated[float, Range(0.1)] = 3.0  # of 0..255; R
-    appearance_weight: Annotated[float, Range(0)] = 5.0  # R
+    smoothness_sxy: Annotated[float, Range(0.1, 1000)] = 3.0  # px, standard deviation of the kernel over positions; R
+    smoothness_weight: Factor = 3.0  # R
+    appearance_sxy: Annotated[float, Range(0.1, 1000)] = 20.0  # px, of the kernel over positions and colours; R
+    appearance_srgb: Annotated[float, Range(0.1, 1000)] = 3.0  # of 0..255; R
+    appearance_weight: Factor = 5.0  # R
 
 
 @dataclass(frozen=True)
 class Evaluation:
     split: Literal["train", "val"] = "val"
-    sizes: list[Annotated[int, Range(1)]] = (1024, 9216)  # px, area thresholds of medium and large objects; COCO's
-    boundary: list[Annotated[int, Range(1, 10_000)]] = (1, 2, 4, 8, 16)  # px, widths of the bands; the first is shown
+    sizes: Annotated[list[Some], Distinct(ascending=True)] = (
+        1024,
+        9216,
+    )  # px, of medium and large objects; COCO's
+    boundary: Annotated[list[Width], Distinct(ascending=True)] = (1, 2, 4, 8, 16)  # px, of bands; the first is shown
 
     def __post_init__(self):
-        if len(self.sizes) != 2 or self.sizes[0] >= self.sizes[1]:
+        if len(self.sizes) != 2:
             raise ValueError(f"sizes: {list(self.sizes)} is not allowed; allowed: two areas in px, ascending")
-        if not self.boundary or any(a >= b for a, b in zip(self.boundary, self.boundary[1:], strict=False)):
-            raise ValueError(f"boundary: {list(self.boundary)} is not allowed; allowed: widths in px, ascending")

@@ -33,9 +33,7 @@ def training_step(
     with device:
         net = nets.build(spec)
     with one_thread():
-        # VGG-16's layers, or those of an earlier training; a classifier's fc6 and fc7 are held for fresh
-        pretrained = [name for name, _ in net.named_parameters() if name.startswith("encoder.")
-                      and not (spec["kind"] == "classifier" and name.startswith("encoder.fc"))]  # fmt: skip
+        pretrained = [name for name, _ in net.named_parameters() if name.startswith("encoder.conv")]
         trainer = Trainer(
             net, _batches(spec, size, device), run, Worker(device), {}, Path("nowhere"), pretrained=pretrained
         )

@@ -10,8 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deconvnet.contents import Kind
 from deconvnet.errors import InputError
 from deconvnet.files import whole
+
+BOMB = 1000  # times smaller than what it holds: no table of ours compresses so well
 
 
 def write(path: str | Path, table: pa.Table, fingerprint: str = "") -> None:
@@ -31,24 +34,35 @@ def write(path: str | Path, table: pa.Table, fingerprint: str = "") -> None:
         )
 
 
-def read(path: str | Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a table, or some of its columns. Raises InputError for a damaged file."""
+def read(path: str | Path, columns: list[str] | None = None, kind: Kind | None = None) -> pa.Table:
+    """Read a table, or some of its columns, checked as those of `kind`. Raises InputError for a damaged file."""
     try:
-        return pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
+        if not Path(path).is_file():
+            raise FileNotFoundError("no such file" if not Path(path).exists() else "not a plain file")
+        names = list(kind.types) if kind and columns is None else columns
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+            if sum(group.total_byte_size for group in groups) > BOMB * max(Path(path).stat().st_size, 1 << 20):
+                raise OSError("holds far more than its size")
+            table = file.read(names)
+        if lacking := set(names or ()) - set(table.column_names):
+            raise OSError(f"lacks the column {min(lacking)}")
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"{path}: not a readable parquet file ({' '.join(str(error).split())}); "
             "`chmod u+w`, `touch` and remove it, then `dvc pull` or `dvc repro`"
         ) from None
+    return table if kind is None else kind.check(table, path)
 
 
 def footer(path: str | Path) -> dict[str, str]:
     """`content` and `fingerprint` of a table file, without reading its rows; empty for a damaged or absent file."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_schema(path).metadata or {} if Path(path).is_file() else {}
     except (OSError, pa.ArrowException):
         return {}
-    return {key: metadata[key.encode()].decode() for key in ("content", "fingerprint") if key.encode() in metadata}
+    found = {key: metadata.get(key.encode(), b"").decode(errors="replace") for key in ("content", "fingerprint")}
+    return {key: value for key, value in found.items() if value}
 
 
 def _content(table: pa.Table) -> str:

@@ -15,6 +15,8 @@ ImageSets/Segmentation/{train,val}.txt.
 """
 
 import io
+import struct
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 
@@ -41,6 +43,8 @@ SCHEMA = pa.schema(
         "split": pa.string(),
     }
 )
+STRAY = 25  # px of a class that no instance needs to have
+MOST, DEFLATE = 1 << 27, 1032  # bytes of what a .mat file holds; the most that deflate shrinks anything
 MASKS = {
     "SegmentationClass": "a class mask is a palette or grey PNG: 0 background, 1, 2, ... the classes, 255 void",
     "SegmentationObject": "an instance mask is a palette or grey PNG: 0 background, 1, 2, ... the objects, 255 void",
@@ -136,7 +140,15 @@ def instances(class_mask: np.ndarray, instance_mask: np.ndarray, classes: int, c
             f"class id {wrong[0]} in the class mask; allowed: 0 to {classes - 1} (dataset.classes) and {VOID}"
         )
     numbers = np.flatnonzero(joint[1:VOID].sum(1)) + 1
+    for kind in found[(found > 0) & (found != VOID)]:
+        if joint[0, kind] >= STRAY and not joint[1:VOID, kind].any():
+            raise ValueError(f"class {kind} has {joint[0, kind]} px in the class mask, none in the instance mask")
     count = int(numbers.max(initial=0)) if categories is None else len(categories)
+    if categories is None and count > 2 * len(numbers) + 2:
+        raise ValueError(
+            f"instance {count} in an instance mask of {len(numbers)}: class and instance masks may have changed "
+            "places; number the objects 1, 2, ..."
+        )
     if numbers.max(initial=0) > count:
         raise ValueError(f"instance {numbers.max()} in the instance mask, but only {count} categories")
     kinds = np.zeros(count, np.int32) if categories is None else np.asarray(categories, np.int32)
@@ -161,25 +173,55 @@ def _sbd_masks(archive: Archive, image_id: str, why: str) -> tuple[list[np.ndarr
 
     name = f"{image_id}.mat"
     read = []
-    for folder, struct, fields in (
+    for folder, variable, fields in (
         ("cls", "GTcls", ["Segmentation"]),
         ("inst", "GTinst", ["Segmentation", "Categories"]),
     ):
         data = archive.read(folder, name, why)
         try:
-            record = scipy.io.loadmat(io.BytesIO(data), variable_names=[struct])[struct][0, 0]
+            check_mat(data)
+            record = scipy.io.loadmat(io.BytesIO(data), variable_names=[variable])[variable][0, 0]
             values = [np.asarray(record[field]) for field in fields]
             if any(value.dtype.kind not in "uif" for value in values):
                 raise TypeError("no numbers")
         except Exception as error:  # scipy raises what the damage happens to hit
-            needed = " and ".join(f"{struct}.{field}" for field in fields)
+            needed = " and ".join(f"{variable}.{field}" for field in fields)
             raise InputError(f"{archive.path}: {folder}/{name} does not hold {needed} ({error!r}); {REMEDY}") from None
-        if values[0].ndim != 2 or values[0].max(initial=0) > VOID:
+        whole = [_bytes(value) for value in values]
+        if values[0].ndim != 2 or any(value is None for value in whole):
             raise InputError(
-                f"{archive.path}: {folder}/{name}: {struct}.Segmentation is no mask of 0 to {VOID}; {REMEDY}"
+                f"{archive.path}: {folder}/{name}: {variable}.Segmentation is no mask of 0 to {VOID}, or a category is "
+                f"none of these whole numbers; {REMEDY}"
             )
-        read += [values[0].astype(np.uint8), *values[1:]]
+        read += whole
     return read[:2], read[2].ravel()
+
+
+def _bytes(values: np.ndarray) -> np.ndarray | None:
+    """The values as uint8, None where that changes one: nan, fractions, below 0 or above 255."""
+    with np.errstate(invalid="ignore"):
+        cast = values.astype(np.uint8)
+    return cast if np.array_equal(cast, values) else None
+
+
+def check_mat(data: bytes) -> None:
+    """Raise ValueError for a .mat file (version 5) whose compressed parts hold more than MOST bytes."""
+    if DEFLATE * len(data) <= MOST:
+        return
+    place = 128  # bytes of the header
+    order = "<" if data[126:128] == b"IM" else ">"
+    while place + 8 <= len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, place)
+        if kind == 15:  # miCOMPRESSED
+            stream = zlib.decompressobj()
+            left = data[place + 8 : place + 8 + size]
+            total = 0
+            while left and total <= MOST:
+                total += len(stream.decompress(left, 1 << 20))
+                left = stream.unconsumed_tail
+            if total > MOST:
+                raise ValueError(f"holds more than {MOST:,} bytes")
+        place += 8 + size
 
 
 def _decode(archive: Archive, folder: str, name: str, data: bytes) -> np.ndarray:

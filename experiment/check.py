@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from deconvnet import cost, roofline, tables
+from deconvnet import contents, cost, roofline, tables
 from deconvnet.errors import InputError
 from deconvnet.roofline import Device
 from deconvnet.settings import Run, Size
@@ -67,7 +67,7 @@ def count_images(params: Params, folder: Path) -> Images | None:
     splits, pixels = {}, 0
     height, width = params.train_fcn.canvas
     for path in sorted(folder.glob("*.parquet")):
-        table = tables.read(path, ["image_id", "height", "width"]).to_pandas()
+        table = tables.read(path, ["image_id", "height", "width"], contents.DATASET).to_pandas()
         for row in table[(table["height"] > height) | (table["width"] > width)].head(1).itertuples():
             raise InputError(
                 f"{path}: {row.image_id}: {row.height}x{row.width} px do not fit train_fcn.canvas {height}x{width} in "

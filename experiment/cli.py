@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -12,8 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deconvnet.errors import InputError
-from deconvnet.files import remove_unfinished, whole
+from deconvnet.files import FULL, remove_unfinished, whole
 
+ROOM, ACCESS = "make room", "grant access"
+REMEDIES = dict.fromkeys(FULL, ROOM) | dict.fromkeys((errno.EACCES, errno.EROFS, errno.EPERM), ACCESS)
+NAMELESS = (*REMEDIES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# What PyTorch, OpenCV and Python say where the memory ends, each by an exception of its own.
+SCARCE = re.compile(r"alloc\w* (memory|\d+ bytes)|out of memory|insufficient memory|start new thread", re.IGNORECASE)
 TIMES = Path("data/times")  # a file for every command that ended: no stage's output, since times differ
 _ends: list[float] = []  # when this command began, and when each part of it that `record` was told of ended
 
@@ -28,8 +34,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
         os.register_at_fork(after_in_child=functools.partial(signal.signal, number, signal.SIG_DFL))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a picture's name need not be text
     try:
-        main(sys.argv[1:])
+        call(main, sys.argv[1:])
         if len(_ends) == 1:
             record(sys.argv[1:])
         sys.stdout.flush()
@@ -37,13 +45,28 @@ def run(main: Callable[[list[str]], None]) -> None:
         os._exit(0)  # Python would first take apart all its modules, PyTorch's for up to a second
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
+    """`main(arguments)`; what the machine refuses (files, disk, memory) becomes an InputError."""
+    try:
+        main(arguments)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        place = error.filename2 or error.filename
+        if not isinstance(error.errno, int) or not (place or error.errno in NAMELESS):
             raise
-        place = error.filename2 or error.filename or "an output"
-        sys.exit(
-            f"error: {place}: {error.strerror}; nothing half-written is left: make room or grant access, run again"
-        )
+        place = os.fsdecode(place) if isinstance(place, (str, bytes)) else "an output"
+        remedy = REMEDIES.get(error.errno, "correct the path")
+        raise InputError(f"{place}: {error.strerror}; nothing half-written is left: {remedy}, run again") from None
+    except InputError:
+        raise
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not SCARCE.search(str(error)):
+            raise
+        raise InputError(
+            "out of memory; nothing half-written is left: lower the sizes and batches of params.yaml or take a machine "
+            "with more, run again"
+        ) from None
 
 
 def _stop(number: int, _) -> None:

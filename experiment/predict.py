@@ -13,14 +13,16 @@ them, but with gradient edges unless --edge-model names a structured forest.
 import argparse
 import dataclasses
 import json
+import os
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 
 from deconvnet.errors import InputError
-from deconvnet.files import whole
+from deconvnet.files import LONGEST, together, whole
 from deconvnet.inference.devices import own_device
+from deconvnet.inference.photos import FORMATS
 from deconvnet.inference.results import Result
 from deconvnet.predictor import Predictor
 from deconvnet.progress import progress
@@ -37,20 +39,28 @@ def outputs(paths: list[Path], out: Path) -> dict[Path, list[Path]]:
     """
     files = {}
     for path in paths:
-        inside = sorted(p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not inside:
             raise InputError(f"{path}: no picture in this folder ({', '.join(sorted(SUFFIXES))}); name another")
         files |= {file.resolve(): file for file in inside}
     made, makers = {}, {}
     for file in files.values():
         try:
-            Image.open(file).close()
+            if file.exists() and not file.is_file():
+                raise InputError(f"{file}: not a plain file; name pictures or folders")
+            Image.open(file, formats=FORMATS).close()
+        except InputError:
+            raise
         except Image.UnidentifiedImageError:
-            raise InputError(f"{file}: not a picture in a format that Pillow reads; leave it out") from None
+            raise InputError(f"{file}: not a picture in a format that is read; leave it out") from None
         except Exception as error:
             raise InputError(f"{file}: {getattr(error, 'strerror', None) or error}; name pictures or folders") from None
         made[file] = [out / f"{file.stem}{ending}" for ending in (".png", "_overlay.png", ".json")]
         for output in made[file]:
+            if len(os.fsencode(output.name)) > LONGEST:
+                raise InputError(f"{file}: its name is too long for its results; rename it")
             if output.resolve() in files or output.is_dir():
                 raise InputError(f"{output}: would be overwritten by a result of {file}; choose another --out")
             if (other := makers.setdefault(output, file)) != file:
@@ -123,10 +133,11 @@ def main(arguments: list[str]) -> None:
 
         for result in predictor.stream(files, failed):
             labels, overlay, about = files[result.source]
-            result.save(labels)
-            result.save_overlay(overlay)
-            with whole(about) as temporary:
-                temporary.write_text(json.dumps(report(result, options), indent=2) + "\n", encoding="utf-8")
+            with together():
+                result.save(labels)
+                result.save_overlay(overlay)
+                with whole(about) as temporary:
+                    temporary.write_text(json.dumps(report(result, options), indent=2) + "\n", encoding="utf-8")
             note = "; no proposals: DeconvNet sees nothing of it" if result.windows == 0 else ""
             bar.write(f"{result.source}: {', '.join(map(str, result.classes))}{note}")
             bar.update()

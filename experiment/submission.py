@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deconvnet import scores, tables
+from deconvnet import contents, scores, tables
 from deconvnet.errors import InputError
 from deconvnet.files import whole
 from deconvnet.images import PALETTE, VOC_CLASSES, decode_mask, encode_mask
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
     folder = f"results/VOC2012/Segmentation/{options.competition}_{options.split}_cls"
     masks, sizes = {}, {}
     for inputs, labels in pair(options.dataset, options.labels, options.split):
-        images = tables.read(inputs, ["image_id", "height", "width"]).to_pylist()
+        images = tables.read(inputs, ["image_id", "height", "width"], contents.DATASET).to_pylist()
         for image, row in zip(images, scores.read(labels, inputs, ["image_id", "labels"]), strict=True):
             if (name := f"{folder}/{image['image_id']}.png") in sizes:
                 raise InputError(f"{inputs}: {image['image_id']} is in an earlier shard, too; run `dvc repro dataset`")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from deconvnet.files import whole
+from deconvnet.files import together, whole
 from deconvnet.nets import files
 from deconvnet.training.loop import COLUMNS, Result
 
@@ -32,18 +32,19 @@ def parser(stage: str, description: str) -> argparse.ArgumentParser:
 
 
 def pretrained(net: nn.Module) -> set[str]:
-    """Names of the encoder's parameters."""
-    return {name for name, _ in net.named_parameters() if name.startswith("encoder.")}
+    """Names of the parameters of VGG-16's convolutions; fc6 and fc7 often start fresh, as their size is another."""
+    return {name for name, _ in net.named_parameters() if name.startswith("encoder.conv")}
 
 
 def write(result: Result, spec: dict, about: dict, options: argparse.Namespace) -> None:
     """Write the model files, curves and metrics of a training. about: what inference needs beside the net."""
     about = about | {"provenance": result.provenance}
-    files.save(options.out, spec, result.best, about | {"metrics": result.metrics})
-    if options.last:
-        files.save(options.last, spec, result.last, about | {"metrics": result.last_metrics})
-    write_curves(options.curves, result.curves)
-    write_metrics(options.metrics, options.out.stem, result.metrics)
+    with together():
+        files.save(options.out, spec, result.best, about | {"metrics": result.metrics})
+        if options.last:
+            files.save(options.last, spec, result.last, about | {"metrics": result.last_metrics})
+        write_curves(options.curves, result.curves)
+        write_metrics(options.metrics, options.out.stem, result.metrics)
 
 
 def write_curves(path: Path, curves: pd.DataFrame | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from deconvnet import crf, provenance, scores, tables
+from deconvnet import contents, crf, provenance, scores, tables
 from deconvnet.progress import progress
 from deconvnet.settings import Crf
 from experiment.cli import run
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     params = load()
     classes, name = len(params.dataset.classes), f"{options.out.parent.name} {options.out.stem}"
     rows = scores.read(options.scores, options.dataset)
-    images = tables.read(options.dataset, ["image"])["image"].to_pylist()
+    images = tables.read(options.dataset, ["image"], contents.DATASET)["image"].to_pylist()
     mark = fingerprint(
         options.dataset, options.scores, classes, params.crf
     )  # now: the code may be edited while it runs

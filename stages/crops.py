@@ -14,7 +14,7 @@ from PIL import Image
 
 from deconvnet import crops, tables
 from deconvnet.errors import InputError
-from deconvnet.files import whole
+from deconvnet.files import together, whole
 from experiment import params as parameters
 from experiment.cli import run
 
@@ -31,25 +31,28 @@ def main(arguments: list[str]) -> None:
     if (options.proposals is None) != (options.stage == "stage1"):
         parser.error("--proposals goes with stage2, and only with it")
     params = parameters.load()
+    classes = len(params.dataset.classes)
     split, around = params.crops.split, (params.crops.context, params.crops.square)
     if options.stage == "stage1":
         per_class = params.crops.stage1.per_class
-        frame, object_classes = crops.find_windows(options.dataset, split, *around)
+        frame, object_classes = crops.find_windows(options.dataset, split, *around, classes=classes)
         check_canvas(crops.sizes(options.dataset, split), frame["image_id"], params.train_fcn.canvas)
     else:
         per_class, min_iou = params.crops.stage2.per_class, params.crops.stage2.min_iou
-        frame, object_classes = crops.find_windows(options.dataset, split, *around, options.proposals, min_iou)
+        frame, object_classes = crops.find_windows(options.dataset, split, *around, options.proposals, min_iou, classes)
     if not len(frame):
         remedy = "lower crops.stage2.min_iou or look at the proposals" if options.proposals else "annotate objects"
         raise InputError(f"{options.dataset}: {options.stage} has no window; {remedy}")
     frame["copies"] = crops.balance(frame["class_id"].to_numpy(), per_class, params.crops.seed, params.crops.max_copies)
     balanced = crops.count_by_class(frame, object_classes, params.dataset.classes)
     frame = frame[frame["copies"] > 0]
-    tables.write(options.out, pa.Table.from_pandas(frame, crops.SCHEMA, preserve_index=False))
-    with whole(options.balance) as file:
-        balanced.to_csv(file, index=False)
-    with whole(options.render) as file:
-        Image.fromarray(crops.render(options.dataset, frame, options.stage == "stage1")).save(file, "PNG")
+    sheet = crops.render(options.dataset, frame, options.stage == "stage1")
+    with together():
+        tables.write(options.out, pa.Table.from_pandas(frame, crops.SCHEMA, preserve_index=False))
+        with whole(options.balance) as file:
+            balanced.to_csv(file, index=False)
+        with whole(options.render) as file:
+            Image.fromarray(sheet).save(file, "PNG")
     missing = balanced["class"][balanced["examples"] == 0]
     without = f"; no window of {', '.join(missing)}" if len(missing) else ""
     print(

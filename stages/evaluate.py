@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from deconvnet import scores, tables
+from deconvnet import contents, scores, tables
 from deconvnet.bootstrap import interval, mean_ious, parts
 from deconvnet.errors import InputError
 from deconvnet.evaluation import SIZES, Counts, by_size, by_width, count
-from deconvnet.files import whole
+from deconvnet.files import together, whole
 from deconvnet.images import VOID, decode_mask
 from deconvnet.metrics import accuracy, ious, mean
 from deconvnet.progress import progress
@@ -88,6 +88,7 @@ def evaluate(
     is in memory at a time; each thread decodes and counts one image.
     """
     names = shard_names(dataset, folders, settings.split)
+    labelled = contents.LABELLED.within(instance_classes=(0, classes - 1))
     columns = ["image_id", "class_mask", "instance_mask", "instance_classes", "instance_boxes", "instance_areas"]
 
     def one(name: str, row: dict, labelled: tuple[dict, ...]) -> Counts:
@@ -110,14 +111,14 @@ def evaluate(
     total, images, without = None, {name: [] for name in SCHEMA.names}, 0
     with ThreadPoolExecutor(cores()) as pool, progress(unit="image", desc=f"evaluate {settings.split}") as bar:
         for name in names:
-            rows = tables.read(dataset / name, columns).to_pylist()
+            rows = tables.read(dataset / name, columns, labelled).to_pylist()
             shards = []
             for system, folder in folders.items():
                 more = ["windows", "growth"] if system == GROWING else []
                 shards.append(scores.read(folder / name, dataset / name, ["image_id", "labels", *more]))
-            labelled = list(zip(*shards, strict=True))
-            without += sum(source.get("windows") == 0 for sources in labelled for source in sources)
-            for row, counts in zip(rows, pool.map(partial(one, name), rows, labelled), strict=True):
+            outputs = list(zip(*shards, strict=True))
+            without += sum(source.get("windows") == 0 for sources in outputs for source in sources)
+            for row, counts in zip(rows, pool.map(partial(one, name), rows, outputs), strict=True):
                 total = counts if total is None else Counts(*map(np.add, total, counts))
                 matrices = counts.confusion.sum(1)  # (S, C, C)
                 images["image_id"] += [row["image_id"]] * len(folders)
@@ -193,17 +194,18 @@ def main(arguments: list[str]) -> None:
 
     headline, reports = summarise(counts, list(folders), list(classes), list(settings.boundary), list(growth))
     reports["intervals"] = intervals(images, list(folders))
-    for name, report in reports.items():
-        with whole(options.reports / f"{name}.csv") as file:
-            report.to_csv(file)
-    tables.write(options.images, images)
     objects = dict(zip(SIZES, counts.objects.tolist(), strict=True))
     metrics = {"images": len(images) // len(folders), "images_without_proposals": without, "objects": objects}
     values = headline.astype(object).where(headline.notna(), None)  # JSON has no nan
     mean_iou = {"mean_iou": values["mean_iou"].to_dict()}  # DVC's tables have a column for every number in it
-    for name, content in (("metrics", metrics | values.to_dict("index")), ("mean_iou", mean_iou)):
-        with whole(options.reports / f"{name}.json") as file:
-            file.write_text(json.dumps(content, indent=2) + "\n")
+    with together():
+        for name, report in reports.items():
+            with whole(options.reports / f"{name}.csv") as file:
+                report.to_csv(file)
+        tables.write(options.images, images)
+        for name, content in (("metrics", metrics | values.to_dict("index")), ("mean_iou", mean_iou)):
+            with whole(options.reports / f"{name}.json") as file:
+                file.write_text(json.dumps(content, indent=2) + "\n")
 
     names = {key: system.name for key, system in SYSTEMS.items()}
     print(f"in %; boundary: within {settings.boundary[0]} px of one")

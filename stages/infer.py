@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from deconvnet import provenance, scores, tables
+from deconvnet import contents, provenance, scores, tables
 from deconvnet.files import file_hash
 from experiment import machine
 from experiment.cli import record, run
@@ -38,8 +38,8 @@ def fingerprint(dataset: Path, proposals: Path | None, model: Path, growth: bool
         own |= {"context": params.crops.context, "square": params.crops.square}
         own |= {"growth": params.infer.growth if growth else None}
         paths = [dataset, proposals]
-    contents = [tables.footer(path).get("content", "") for path in paths]
-    return provenance.fingerprint(__file__, own, *contents, _model_hash(model))
+    inputs = [tables.footer(path).get("content", "") for path in paths]
+    return provenance.fingerprint(__file__, own, *inputs, _model_hash(model))
 
 
 def write(shard: "Shard", rows: list[dict], mark: str, model: Path, device: str) -> None:
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
     shards = []
     for name in options.shards:
         places = [folder / f"{name}.parquet" for folder in (options.dataset, options.proposals, options.out)]
-        count = len(tables.read(places[0], ["image_id"]))
+        count = len(tables.read(places[0], ["image_id"], contents.DATASET))
         shards.append(Shard(places[0], None if whole else places[1], places[2], count))
     growth = params.infer.growth if options.growth else ()
     plan = Plan(params.infer, params.crops, params.train_fcn, growth)

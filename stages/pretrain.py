@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deconvnet import tables
+from deconvnet import contents, tables
 from deconvnet.batches import Batches
 from deconvnet.errors import InputError
+from deconvnet.files import together
 from deconvnet.nets import files
 from deconvnet.nets.vgg import LAYERS, Classifier
 from deconvnet.nets.weights import load_encoder, read_vgg16
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> None:
         pass_on(net, state, {"classes": classes, "provenance": provenance}, options)
         return
 
-    table = tables.read(options.crops).to_pandas()
+    table = tables.read(options.crops, None, contents.crops(len(classes))).to_pandas()
     ids = set(table["image_id"])
     store = ImageStore(options.dataset, ids, len(classes), settings.run.memory_gb, worker.device, worker.shared_memory)
     table = with_backgrounds(table, store, settings.background, settings.run.seed)
@@ -88,9 +89,10 @@ def pass_on(net: Classifier, state: dict[str, Tensor], about: dict, options: arg
     """Write the file's weights as the encoder; curves and metrics say that nothing was trained."""
     weights = {f"encoder.{name}": tensor for name, tensor in state.items()}
     weights |= {"encoder.mean": net.encoder.mean, "encoder.std": net.encoder.std}
-    files.save(options.out, net.spec | {"eps": None}, weights, about)
-    training.write_curves(options.curves)
-    training.write_metrics(options.metrics, options.out.stem, {})
+    with together():
+        files.save(options.out, net.spec | {"eps": None}, weights, about)
+        training.write_curves(options.curves)
+        training.write_metrics(options.metrics, options.out.stem, {})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import cv2
 
-from deconvnet import provenance, settings, tables
-from deconvnet.files import file_hash, whole
+from deconvnet import contents, provenance, settings, tables
+from deconvnet.files import file_hash, together, whole
 from deconvnet.proposals import EdgeBoxes, propose, recall
 from experiment import params as parameters
 from experiment.cli import run
@@ -50,7 +50,7 @@ def make_shard(dataset: Path, edge_model: Path, out: Path, chosen: settings.Edge
     """Write the proposals of a shard of the data set."""
     cv2.setNumThreads(1)  # the shards share the cores; one thread each wastes none
     detector = EdgeBoxes(chosen, edge_model)
-    images = tables.read(dataset, ["image_id", "image"])
+    images = tables.read(dataset, ["image_id", "image"], contents.DATASET)
     mark = fingerprint(dataset, edge_model, chosen)  # now: the code may be edited while it runs
     found = propose(images, detector, dataset.stem)
     tables.write(out, found, mark)
@@ -61,10 +61,10 @@ def measure(dataset: Path, proposals: Path, metrics: Path, plot: Path, chosen: s
     """Write the share of the objects that the proposals of all shards find."""
     frame = recall(dataset, proposals, chosen)
     table = frame.pivot(index="boxes", columns="iou", values="recall").round(4)
-    with whole(metrics) as file:  # DVC's tables have a column for every number in it
-        file.write_text(json.dumps({"recall": table.iloc[-1].add_prefix("iou_").to_dict()}, indent=2) + "\n")
-    with whole(plot) as file:
-        table.add_prefix("recall_iou_").to_csv(file)
+    with together(), whole(metrics) as numbers, whole(plot) as drawn:
+        # DVC's tables have a column for every number in it
+        numbers.write_text(json.dumps({"recall": table.iloc[-1].add_prefix("iou_").to_dict()}, indent=2) + "\n")
+        table.add_prefix("recall_iou_").to_csv(drawn)
     shares = ", ".join(f"{share:.1%} at IoU {overlap:g}" for overlap, share in table.iloc[-1].items())
     print(f"{plot}: the best {table.index[-1]} proposals per image find {shares} of {chosen.split}'s "
           f"{frame['objects'].iloc[0]:,} objects")  # fmt: skip

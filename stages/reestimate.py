@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from deconvnet import provenance, tables
+from deconvnet import contents, provenance, tables
 from deconvnet.batches import Batches
 from deconvnet.errors import InputError
 from deconvnet.files import file_hash
@@ -38,8 +38,9 @@ def main(arguments: list[str]) -> None:
     net, about = files.load(options.model)
     if not batch_norms(net):
         raise InputError(f"{options.model}: has no batch norm to re-estimate; set train.batch_norm_eps and train again")
-    table = tables.read(options.crops).to_pandas()
-    ids, classes = set(table["image_id"]), net.spec["classes"]
+    classes = net.spec["classes"]
+    table = tables.read(options.crops, None, contents.crops(classes)).to_pandas()
+    ids = set(table["image_id"])
     store = ImageStore(options.dataset, ids, classes, memory_gb, worker.device, worker.shared_memory)
     batches = Batches(
         store, table, "scene", (resized,) * 2, (net.encoder.size.input_size,) * 2, flip=flip, seed=seed,

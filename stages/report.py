@@ -1,23 +1,25 @@
 """Everything that was computed -> one HTML page, readable without a network, without images and without colour."""
 
 import argparse
-import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from deconvnet import scores, tables
-from deconvnet.boxes import by_image, windows
+from deconvnet import contents, scores, tables
+from deconvnet.boxes import inside, proposed, windows
 from deconvnet.errors import InputError
-from deconvnet.files import whole
+from deconvnet.files import together, whole
 from deconvnet.images import PALETTE, VOC_CLASSES, VOID
 from deconvnet.nets import files
 from deconvnet.systems import FINAL, GROWING, SYSTEMS
 from experiment.cli import run
+from experiment.machine import cores
 from experiment.params import DrawnVoc, Params, load
-from experiment.report import activations, charts, claims, galleries, paper
+from experiment.report import activations, browser, charts, claims, galleries, paper, reading
 from experiment.report import tables as shown
 from experiment.report.numbers import DASH, percent
 from experiment.report.page import render
@@ -38,41 +40,55 @@ def read_reports(folder: Path, classes: list[str]) -> dict[str, pd.DataFrame | d
     found = {}
     for name in (*EVALUATED, *(f"{stage}.csv" for stage in ("proposals", "crops_stage1", "crops_stage2", *TRAINED))):
         path = folder / name
+        stage = "evaluate" if name in EVALUATED else path.stem
         if not path.is_file():
-            raise InputError(f"{path}: missing; run `dvc repro {'evaluate' if name in EVALUATED else path.stem}`")
-        found[path.stem] = json.loads(path.read_text()) if path.suffix == ".json" else pd.read_csv(path)
+            raise InputError(f"{path}: missing; run `dvc repro {stage}`")
+        found[path.stem] = reading.report(path, stage)
     for name, column in (("confusion", "truth"), ("confusion", "predicted"), ("per_class", "class")):
         if strange := set(found[name][column]) ^ set(classes):
             raise InputError(
                 f"{folder / name}.csv: {column}: its classes are not dataset.classes of params.yaml, see "
                 f"{min(strange)}; run `dvc repro evaluate`"
             )
-    if lacking := SYSTEMS.keys() - found["metrics"].keys():
-        raise InputError(f"{folder / 'metrics.json'}: lacks {min(lacking)}; run `dvc repro evaluate`")
     return found
 
 
-def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
-    """Rows of the data set by image id, with what the pictures need.
+def read_shards(options, params: Params) -> Iterator[tuple[str, list[dict]]]:
+    """Each shard's name and its rows of the data set, with `labels` of every system, PNG bytes by key."""
+    labelled = contents.LABELLED.within(instance_classes=(0, len(params.dataset.classes) - 1))
+    for shard in sorted(options.dataset.glob(f"{params.evaluate.split}-*.parquet")):
+        labels = {}
+        for key, system in SYSTEMS.items():
+            folder = (options.scores if system.has_scores else options.labels) / key
+            labels[key] = scores.read(folder / shard.name, shard, ["image_id", "labels"])
+        rows = tables.read(shard, None, labelled).to_pylist()
+        yield (
+            shard.name,
+            [
+                row | {"labels": {key: own[index]["labels"] for key, own in labels.items()}}
+                for index, row in enumerate(rows)
+            ],
+        )
 
-    More than the data set's columns: `labels` of every shown system, `growth`, int32 (n, 4) `windows` of the proposals
-    and `object_windows`. Raises InputError where the data set lacks an image.
+
+def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
+    """Rows of `read_shards` by image id, with what the pictures need.
+
+    More than these: `growth`, int32 (n, 4) `windows` of the proposals and `object_windows`. Raises InputError where the
+    data set lacks an image.
     """
     frame, least, found = (params.crops.context, params.crops.square), params.infer.deconvnet.min_side, {}
-    folders = {key: options.scores if SYSTEMS[key].has_scores else options.labels for key in galleries.SHOWN}
-    for shard in sorted(options.dataset.glob(f"{params.evaluate.split}-*.parquet")):
-        names = tables.read(shard, ["image_id"])["image_id"].to_pylist()
-        picks = [index for index, name in enumerate(names) if name in ids]
-        labels = {
-            key: scores.read(folder / key / shard.name, shard, ["image_id", "labels"])
-            for key, folder in folders.items()
-        }
-        growth = tables.read(options.scores / GROWING / shard.name, ["growth"]).take(picks)["growth"].to_pylist()
-        boxes = by_image(tables.read(options.proposals / shard.name))
-        for index, grown, row in zip(picks, growth, tables.read(shard).take(picks).to_pylist(), strict=True):
-            places = windows(boxes.get(row["image_id"], np.zeros((0, 4))), *frame)
+    for name, rows in read_shards(options, params):
+        picks = [index for index, row in enumerate(rows) if row["image_id"] in ids]
+        growth = tables.read(options.scores / GROWING / name, ["growth"], contents.SCORES).take(picks)
+        boxes = proposed(options.proposals / name)
+        for row, grown in zip((rows[index] for index in picks), growth["growth"].to_pylist(), strict=True):
+            own = boxes.get(row["image_id"], np.zeros((0, 4)))
+            if not all(inside(part, row["height"], row["width"]) for part in (own, np.array(row["instance_boxes"]))):
+                where = f"{options.dataset / name}: {row['image_id']}"
+                raise InputError(f"{where}: boxes beyond the image; run `dvc repro`")
+            places = windows(own, *frame)
             found[row["image_id"]] = row | {
-                "labels": {key: table[index]["labels"] for key, table in labels.items()},
                 "growth": grown,
                 "windows": places[places[:, 2:].min(1) >= least],
                 "object_windows": windows(row["instance_boxes"], *frame),
@@ -92,6 +108,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", type=Path, required=True, help="DeconvNet, whose layers are shown")
     parser.add_argument("--reports", type=Path, required=True, help="folder of the stages' reports")
     parser.add_argument("--out", type=Path, required=True, help="the page, HTML")
+    parser.add_argument("--browser", type=Path, help="folder of every evaluated image, with a page of its own")
     parser.add_argument("--pictures", type=Path, help="folder for gallery.png and growth.png")
     options = parser.parse_args(arguments)
     params = load()
@@ -101,7 +118,8 @@ def main(arguments: list[str]) -> None:
     reports = read_reports(options.reports, classes)
     metrics, growth, boundary = reports["metrics"], reports["growth"], reports["boundary"]
     net, about = files.load(options.model)
-    images = tables.read(options.images).to_pandas()
+    columns = ["image_id", "system", "mean_iou", "pixel_accuracy"]
+    images = tables.read(options.images, columns, contents.IMAGES).to_pandas()
     chosen = galleries.choose(images, params.report.examples)
     candidates = galleries.best_first(images, GROWING)[:CANDIDATES]
     rows = read_images(options, params, set(candidates).union(*chosen.values()))
@@ -122,10 +140,13 @@ def main(arguments: list[str]) -> None:
     }
     table = shown.results(reports["per_class"], metrics, classes)
     gains = claims.gains(metrics, growth, boundary)
-    verdicts = {letter: claims.verdict(letter, own) for letter, own in gains.items()}
+    verdicts = {
+        letter: claims.verdict(letter, own, claims.lowest(letter, reports["intervals"]))
+        for letter, own in gains.items()
+    }
     page = render(
-        systems=SYSTEMS, final=FINAL, paper=paper.TABLE, split=params.evaluate.split, classes=classes, dash=DASH,
-        voc=tuple(classes) == VOC_CLASSES, drawn=isinstance(params.fetch.voc_trainval, DrawnVoc),
+        "page.html", systems=SYSTEMS, final=FINAL, paper=paper.TABLE, split=params.evaluate.split, classes=classes,
+        dash=DASH, voc=tuple(classes) == VOC_CLASSES, drawn=isinstance(params.fetch.voc_trainval, DrawnVoc),
         unseen=params.evaluate.split == "val" and params.crops.split == "trainaug",
         palette=["#" + bytes(shade).hex() for shade in [*PALETTE[: len(classes)], PALETTE[VOID]]],
         metrics=metrics, growth=growth.to_dict("list"), boundary=boundary.to_dict("list"),
@@ -139,18 +160,25 @@ def main(arguments: list[str]) -> None:
         inputs=[charts.recall("Recall of the proposals", reports["proposals"]),
                 charts.balance("Balance of classes, stage 1", reports["crops_stage1"]),
                 charts.balance("Balance of classes, stage 2", reports["crops_stage2"])],
-        confusion=shown.row_shares(reports["confusion"], FINAL, classes), summary=shown.listed(shown.summary(metrics)),
+        confusions={key: shown.row_shares(reports["confusion"], key, classes) for key in [FINAL, *SYSTEMS]},
+        browser=options.browser and os.path.relpath(options.browser, options.out.parent),
+        summary=shown.listed(shown.summary(metrics)),
         intervals=shown.intervals(reports["intervals"]),
         galleries=examples, columns=2 + len(galleries.SHOWN), growing=steps,
         layers=activations.layers(net, filled, classes, side) if galleries.object_share(filled) else [],
         parameters=Path("params.yaml").read_text(encoding="utf-8"), code=about.get("provenance", {}).get("code", ""),
     )  # fmt: skip
-    with whole(options.out) as file:
-        file.write_text(page, encoding="utf-8")
-    if options.pictures:
-        for name, pictures in (("gallery", examples["Typical"]), ("growth", [*map(list, zip(*steps, strict=True))])):
-            with whole(options.pictures / f"{name}.png") as file:
-                file.write_bytes(galleries.sheet(pictures))
+    with together():
+        with whole(options.out) as file:
+            file.write_text(page, encoding="utf-8")
+        if options.browser:
+            rows = (row for _, own in read_shards(options, params) for row in own)
+            browser.write(options.browser, rows, images, classes, cores())
+        if options.pictures:
+            shown_steps = [*map(list, zip(*steps, strict=True))]
+            for name, pictures in (("gallery", examples["Typical"]), ("growth", shown_steps)):
+                with whole(options.pictures / f"{name}.png") as file:
+                    file.write_bytes(galleries.sheet(pictures))
     print(f"{SYSTEMS[FINAL].name} {percent(metrics[FINAL]['mean_iou'])} % mean IoU, report: {options.out.resolve()}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deconvnet import tables
+from deconvnet import contents, tables
 from deconvnet.batches import Batches
 from deconvnet.nets import files
 from deconvnet.nets.deconvnet import DeconvNet
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
 
     torch.manual_seed(settings.seed)
     net = initial(options.init, len(classes), params.train, worker)
-    table = tables.read(options.crops).to_pandas()
+    table = tables.read(options.crops, None, contents.crops(len(classes))).to_pandas()
     store = ImageStore(
         options.dataset, set(table["image_id"]), len(classes), settings.memory_gb, worker.device, worker.shared_memory
     )

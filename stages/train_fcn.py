@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from deconvnet import tables
+from deconvnet import contents, tables
 from deconvnet.batches import Batches
 from deconvnet.errors import InputError
 from deconvnet.nets import files
@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> None:
     missing = load_encoder(net.encoder, encoder_state(saved["state"]), saved["spec"]["eps"])
     worker.say(f"{options.init}: encoder layers that start fresh: {', '.join(missing) or 'none'}")
 
-    ids = sorted(set(tables.read(options.crops, ["image_id"])["image_id"].to_pylist()))  # DeconvNet's images, each once
+    windows = tables.read(options.crops, ["image_id"], contents.CROPS)
+    ids = sorted(set(windows["image_id"].to_pylist()))  # DeconvNet's images, each once
     store = ImageStore(
         options.dataset, set(ids), len(classes), settings.run.memory_gb, worker.device, worker.shared_memory
     )

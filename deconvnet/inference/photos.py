@@ -8,6 +8,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from deconvnet.errors import InputError
+from deconvnet.files import read_plain
+from deconvnet.images import check_pixels
+
+MOST = 1 << 30  # bytes of a picture's file
+# What Pillow decodes by itself. Not among them: EPS, for which it starts another program.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP")
 
 
 def read_photo(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
@@ -24,9 +30,7 @@ def read_photo(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(source, Image.Image):
         return upright(source)
     try:
-        return decode_photo(Path(source).read_bytes())
-    except OSError as error:
-        raise InputError(f"{source}: {error.strerror}; name a picture") from None
+        return decode_photo(read_plain(source, MOST))
     except ValueError as error:
         raise InputError(f"{source}: {error}; name a picture that Pillow reads") from None
 
@@ -34,13 +38,16 @@ def read_photo(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 def decode_photo(data: bytes) -> np.ndarray:
     """A picture file's bytes -> uint8 (H, W, 3) RGB, upright; its first frame. Raises ValueError where that fails."""
     try:
-        return upright(Image.open(io.BytesIO(data)))
+        return upright(Image.open(io.BytesIO(data), formats=FORMATS))
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders fail in many ways
         raise ValueError(f"does not decode ({' '.join(str(error).split())[:200]})") from None
 
 
 def upright(image: Image.Image) -> np.ndarray:
     """A PIL image -> uint8 (H, W, 3) RGB, turned by its EXIF orientation, transparent parts on white."""
+    check_pixels(image)
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":

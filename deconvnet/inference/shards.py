@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from deconvnet import tables
-from deconvnet.boxes import by_image
+from deconvnet import contents, tables
+from deconvnet.boxes import inside, proposed
 from deconvnet.errors import InputError
 from deconvnet.images import decode_image
 from deconvnet.inference.encoding import encoder
@@ -57,14 +57,18 @@ def pictures(shards: list[Shard], plan: Plan) -> Iterator[Picture]:
     """All images of the shards, in their order."""
     settings, crops = plan.infer.deconvnet, plan.crops
     for shard in shards:
-        boxes = None if shard.proposals is None else by_image(tables.read(shard.proposals))
-        for entry in tables.read(shard.dataset, ["image_id", "image"]).to_pylist():
+        boxes = None if shard.proposals is None else proposed(shard.proposals)
+        for entry in tables.read(shard.dataset, ["image_id", "image"], contents.DATASET).to_pylist():
             try:
                 image = decode_image(entry["image"])
             except ValueError as error:
                 raise InputError(f"{shard.dataset}: {entry['image_id']}: {error}; run `dvc repro dataset`") from None
             windows = None
             if boxes is not None:
+                if not inside(boxes.get(entry["image_id"], np.zeros((0, 4))), *image.shape[:2]):
+                    raise InputError(
+                        f"{shard.proposals}: {entry['image_id']}: a box beyond the image; run `dvc repro proposals`"
+                    )
                 found, most = boxes.get(entry["image_id"], np.zeros((0, 4))), max(settings.proposals, *plan.growth, 0)
                 windows = select(found, crops.context, crops.square, settings.min_side, most)
             yield Picture(entry["image_id"], image, windows)

@@ -36,7 +36,11 @@ def read_vgg16(path: str | Path, size: Size, convention: str) -> dict[str, Tenso
     `caffe_bgr` the input channels of conv1_1 change places. Raises InputError for a file that is no such thing.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("not a plain file")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file; get torchvision's vgg16-397923af.pth (the fetch stage does), or leave the VGG-16 "
@@ -53,9 +57,9 @@ def read_vgg16(path: str | Path, size: Size, convention: str) -> dict[str, Tenso
         source = next((name for name in names if f"{name}.weight" in state), names[0])
         for kind in ("weight", "bias"):
             tensor, target = state.get(f"{source}.{kind}"), f"{layer}.conv.{kind}"
-            if tensor is None or not torch.isfinite(tensor).all():
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
                 continue
-            if tensor.numel() == wanted[target].numel() and tensor.shape[0] == wanted[target].shape[0]:
+            if tensor.ndim and tensor.numel() == wanted[target].numel() and tensor.shape[0] == wanted[target].shape[0]:
                 found[target] = tensor.reshape(wanted[target].shape).float()
     first = "conv1_1.conv.weight"
     if convention == "caffe_bgr" and first in found:

@@ -9,13 +9,16 @@ is computed anew, are never taken for its own.
 """
 
 import os
-import zipfile
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+from deconvnet.errors import InputError
 from deconvnet.files import sync, whole
+from deconvnet.nets import files
 
 
 class Damaged(Exception):
@@ -33,8 +36,11 @@ class Checkpoints:
         self.source = self.latest  # what `load` took
         self._writer, self._writing = ThreadPoolExecutor(1), None
 
-    def load(self) -> tuple[dict | None, str]:
-        """The newest checkpoint that is whole, or None, and a line about damage, empty if there is none."""
+    def load(self, check: Callable[[dict, Path], None] = lambda state, path: None) -> tuple[dict | None, str]:
+        """The newest checkpoint that is whole, or None, and a line about damage, empty if there is none.
+
+        check: raises InputError for a checkpoint, or for {"net": the best weights}, whose content does not hold.
+        """
         lines = []
         for path in (self.latest, self.previous):
             if not path.exists():
@@ -43,9 +49,12 @@ class Checkpoints:
                 state = _read(path)
                 if "step" not in state:
                     raise Damaged(f"{path}: not a checkpoint")
-                if state.get("best_file"):
-                    _verify(self.folder / state["best_file"])
-            except Damaged as error:
+                check(state, path)
+                if name := state.get("best_file"):
+                    if not re.fullmatch(r"best-\d{8,}\.pt", str(name)):
+                        raise Damaged(f"{path}: names {name!r} as its best weights")
+                    check({"net": _read(self.folder / name), "provenance": state.get("provenance")}, self.folder / name)
+            except (Damaged, InputError) as error:
                 lines.append(str(error))
                 continue
             self.source, self._names = path, {path: state.get("best_file")}
@@ -117,13 +126,11 @@ class Checkpoints:
 def _verify(path: Path) -> None:
     """Raises Damaged unless the file's checksums hold, which torch.load does not look at."""
     try:
-        bad = zipfile.ZipFile(path).testzip()
+        files.check_zip(path)
     except FileNotFoundError:
         raise Damaged(f"{path}: missing") from None
     except Exception as error:  # what damage does to a zip file's tables is no closed list
         raise Damaged(f"{path}: damaged ({' '.join(str(error).split())[:100]})") from None
-    if bad:
-        raise Damaged(f"{path}: damaged (checksum of {bad})")
 
 
 def _read(path: Path) -> dict:

@@ -285,8 +285,33 @@ class Trainer:
             self.checkpoints.save(self._state() | {"momentum": momentum})
         self.saved_at = time.monotonic()
 
+    def _check(self, saved: dict, path: Path) -> None:
+        """Raise InputError where a checkpoint of this run does not hold what it is resumed from."""
+        if origin.differences(saved.get("provenance"), self.provenance):
+            return  # of another run: `_resume` says so
+        if not isinstance(saved.get("net"), dict):
+            raise InputError(f"{path}: holds no weights")
+        files.check_weights(saved["net"], path)
+        files.check_shapes(self.net, saved["net"], path)
+        if "step" not in saved:  # best weights alone
+            return
+        if lacking := {*self.STATE, "schedule"} - saved.keys():
+            raise InputError(f"{path}: lacks {min(lacking)}")
+        momentum, step, rows = saved.get("momentum"), saved["step"], saved["rows"]
+        if momentum is not None:
+            files.check_weights({"momentum": momentum}, path)
+            if momentum.shape != (self.optimiser.used,):
+                raise InputError(f"{path}: momentum of {tuple(momentum.shape)} values, not {self.optimiser.used}")
+        if not isinstance(step, int) or not 0 <= step <= self.run.steps or momentum is None and step < self.run.steps:
+            raise InputError(f"{path}: step {step!r} of a run of {self.run.steps}")
+        if not isinstance(rows, list) or step == self.run.steps and not rows or not all(
+            isinstance(row, dict) and "step" in row and row.keys() <= set(COLUMNS) for row in rows
+        ):  # fmt: skip
+            raise InputError(f"{path}: its curves are damaged")
+        Schedule(self.run).load_state(saved["schedule"])
+
     def _resume(self) -> None:
-        saved, damage = self.checkpoints.load()
+        saved, damage = self.checkpoints.load(self._check)
         if damage:
             self.worker.say(damage)
         if saved is None:

@@ -8,9 +8,14 @@ from experiment.report.paper import GAINS, SIZES_CLAIMED
 
 VERDICTS = {  # one claim, several claims
     "holds": ("holds", "hold"),
-    "holds in sign": ("holds in sign only", "hold in sign only"),
+    "holds in sign only": ("holds in sign only", "hold in sign only"),
     "fails": ("fails", "fail"),
-    "not measured": ("is not measured", "are not measured"),
+    "not tested": ("is not tested", "are not tested"),
+}
+COMPARED = {  # whose mean IoU a claim sets against whose, where intervals.csv has the difference
+    "a": (("edeconvnet", "fcn8s"), ("edeconvnet", "deconvnet")),
+    "b": (("deconvnet_crf", "deconvnet"), ("edeconvnet_crf", "edeconvnet")),
+    "c": (("deconvnet", "stage1"),),
 }
 
 
@@ -26,26 +31,33 @@ def gains(metrics: dict, growth: pd.DataFrame, boundary: pd.DataFrame) -> dict[s
         | {f"final over {name}": over(FINAL, name) for name in ("fcn8s", "deconvnet")},
         "b": {name: over(f"{name}_crf", name) for name in ("deconvnet", "edeconvnet")},
         "c": {"deconvnet": over("deconvnet", "stage1")},
+        "d": {},  # needs a training without batch norm
         "e": {"last": gain(points(growth["mean_iou"].iloc[-1]), points(growth["mean_iou"].iloc[0]))},
         "f": {size: over("deconvnet", "fcn8s", size) for size in ("small", "large")},
         "g": {"narrowest": gain(points(narrow["deconvnet"]), points(narrow["fcn8s"]))},
     }
 
 
-def verdict(letter: str, own: dict[str, float | None]) -> str:
-    """One of VERDICTS for a claim's gains.
+def lowest(letter: str, intervals: pd.DataFrame) -> float:
+    """The lowest end of the 95 % intervals of a claim's differences (intervals.csv); infinity where it has none."""
+    ends = {(row.system, row.minus): row.low for row in intervals.itertuples()}
+    return min((ends[pair] for pair in COMPARED.get(letter, ())), default=float("inf"))
 
-    holds: all are above 0, and each that the paper gives a number for is at least half of it; where the claim itself
-    states a size ("about a point"), also at most twice. holds in sign: all are above 0.
+
+def verdict(letter: str, own: dict[str, float | None], low: float = float("inf")) -> str:
+    """One of VERDICTS for a claim's gains; low: of `lowest`.
+
+    holds: all are above 0, and so are their intervals; each that the paper gives a number for is at least half of it,
+    and where the claim itself states a size ("about a point"), at most twice. holds in sign only: all are above 0.
     """
-    if None in own.values():
-        return "not measured"
+    if not own or None in own.values():
+        return "not tested"
     if min(own.values()) <= 0:
         return "fails"
     for name, paper in GAINS.get(letter, {}).items():
         if own[name] < paper / 2 or letter in SIZES_CLAIMED and own[name] > 2 * paper:
-            return "holds in sign"
-    return "holds"
+            return "holds in sign only"
+    return "holds" if low > 0 else "holds in sign only"
 
 
 def tally(verdicts: dict[str, str]) -> str:

@@ -41,6 +41,14 @@ def photo(image: np.ndarray) -> str:
     return uri(buffer.getvalue(), "jpeg")
 
 
+def borders(labels: np.ndarray) -> np.ndarray:
+    """bool (H, W): the last pixels of regions of labels (H, W), but for those along void, which parts them itself."""
+    found = np.zeros(labels.shape, bool)
+    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        found[one] |= (labels[one] != labels[other]) & (labels[one] != VOID) & (labels[other] != VOID)
+    return found
+
+
 def mask(labels: np.ndarray, side: int) -> str:
     """Labels uint8 (H, W) -> a PNG's data URI, in VOC's colours.
 
@@ -48,9 +56,7 @@ def mask(labels: np.ndarray, side: int) -> str:
     """
     labels = fit(labels, side)
     picture, buffer = colour(labels), io.BytesIO()
-    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        differ = (labels[one] != labels[other]) & (labels[one] != VOID) & (labels[other] != VOID)
-        picture[one][differ] = LINE
+    picture[borders(labels)] = LINE
     Image.fromarray(picture).save(buffer, "PNG")
     return uri(buffer.getvalue(), "png")
 

@@ -22,18 +22,30 @@ def test_all_images_once_have_the_evaluations_mean_iou():
     assert drawn[0] == pytest.approx(metrics.mean(metrics.ious(CONFUSIONS.sum(0))))
 
 
-def test_a_draw_without_a_class_has_the_mean_of_the_others():
+def test_a_class_missing_in_a_draw_has_its_iou_of_all_images():
     one = bootstrap.parts(np.array([[[8, 0], [0, 0]], [[0, 0], [5, 5]]]))  # class 0 alone, then class 1 alone
     drawn = bootstrap.mean_ious(one, 200)
-    # both images: class 0 has 8 of 8 + 5, class 1 has 5 of 10; each twice: class 0 right, class 1 half right
+    # all images: class 0 has 8 of 8 + 5, class 1 has 5 of 10. The first twice: class 0 has 1, class 1 keeps 5 / 10; the
+    # second twice: class 1 has 5 / 10, class 0 keeps 8 / 13
     found = np.unique(drawn.round(6))
-    assert found.tolist() == pytest.approx([0.5, (8 / 13 + 0.5) / 2, 1.0], abs=1e-6)
+    assert found.tolist() == pytest.approx([(8 / 13 + 0.5) / 2, (1 + 0.5) / 2], abs=1e-6)
+
+
+def test_a_rare_difficult_class_does_not_lift_the_interval():
+    # class 1 is in one image of 20 and never found; class 0 is always right. The mean IoU is near 1 / 2 in every draw.
+    easy = np.tile([[100, 0], [0, 0]], (19, 1, 1))
+    drawn = bootstrap.mean_ious(bootstrap.parts(np.concatenate([easy, [[[0, 0], [1, 0]]]])))
+    assert drawn.max() <= 0.5 and bootstrap.interval(drawn)[1] <= 0.5
 
 
 def test_intervals_are_scipys():
+    total = PARTS.sum(0)
+    whole = total[:, 0] / (total[:, 1] + total[:, 2] - total[:, 0])
+
     def difference(at):
         counts = PARTS[at.astype(int)].sum(0)
-        values = metrics.mean(metrics.divide(counts[:, 0], counts[:, 1] + counts[:, 2] - counts[:, 0]))
+        found = metrics.divide(counts[:, 0], counts[:, 1] + counts[:, 2] - counts[:, 0])
+        values = np.where(np.isnan(found), whole, found).mean(-1)
         return values[0] - values[1]
 
     drawn = bootstrap.mean_ious(PARTS, 4000)

@@ -10,7 +10,7 @@ import pytest
 
 from deconvnet import files
 from deconvnet.errors import InputError
-from deconvnet.files import file_hash, remove_unfinished, whole
+from deconvnet.files import file_hash, remove_unfinished, together, whole
 
 
 @pytest.fixture
@@ -173,3 +173,42 @@ def test_a_folder_is_no_place_for_a_file(tmp_path):
     ):
         file.write_text("text")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept"]
+
+
+def test_files_made_together_appear_when_all_are_made(tmp_path, recorded):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(RuntimeError), together():
+        with whole(tmp_path / "a") as file:
+            file.write_text("new")
+        with whole(tmp_path / "b") as file:
+            file.write_text("new")
+        raise RuntimeError
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+    recorded.clear()
+    with together():
+        for name in ("a", "b"):
+            with whole(tmp_path / name) as file:
+                file.write_text("new")
+        assert (tmp_path / "a").read_text() == "old"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "new"}
+    made = [f".{name}.{os.getpid()}.tmp" for name in ("a", "b")]
+    assert recorded == [
+        *(("fsync", name) for name in made),
+        ("replace", "a"),
+        ("replace", "b"),
+        ("fsync", tmp_path.name),
+    ]
+
+
+def test_a_name_as_long_as_can_be(tmp_path):
+    name = "\u00e4" * 127 + "x"  # 255 bytes
+    with whole(tmp_path / name) as file:
+        file.write_text("text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_where_a_folder_is_to_be_is_found_before_the_work(tmp_path):
+    (tmp_path / "out").touch()
+    said = "out: is a file, but a folder is to be made there"
+    with pytest.raises(InputError, match=said), whole(tmp_path / "out", continues="mark"):
+        pytest.fail("it began")

@@ -1,5 +1,6 @@
 """The whole parameter file: what is checked at every start, and that the repository's own files hold."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,8 +84,41 @@ def test_what_trainings_share_stands_once_and_a_run_may_differ(tmp_path, values)
         ("crf", ..., "crf: missing section; add it"),
         ("crop", {}, "crop: unknown section; allowed: root, fetch, dataset"),
         ("report.side", "wide", "report.side: 'wide' is not allowed"),
-        ("infer.growth", [], "infer: growth: [] is not allowed; allowed: one or more different values"),
-        ("infer.growth", [5, 5], "infer: growth: [5, 5] is not allowed"),
+        (
+            "infer.growth",
+            [],
+            "infer.growth: [] is not allowed; allowed: a list, each: a whole number from 1 to 100000, "
+            "one or more different values",
+        ),
+        ("infer.growth", [5, 5], "infer.growth: [5, 5] is not allowed"),
+        ("infer.splits", [], "infer.splits: [] is not allowed"),
+        ("proposals.recall.boxes", [], "proposals.recall.boxes: [] is not allowed"),
+        ("proposals.recall.boxes", [5, 5], "proposals.recall.boxes: [5, 5] is not allowed"),
+        ("proposals.recall.iou", [], "proposals.recall.iou: [] is not allowed"),
+        ("proposals.min_score", 1e300, "proposals.min_score: 1e+300 is not allowed"),
+        ("proposals.boxes", 10**30, "proposals.boxes: 1000000000000000000000000000000 is not allowed"),
+        ("crops.context", 1e300, "crops.context: 1e+300 is not allowed"),
+        ("crops.seed", 10**30, "crops.seed: 1000000000000000000000000000000 is not allowed"),
+        ("crops.seed", 10**400, "crops.seed: 1000000000"),
+        ("crops.context", 10**400, "crops.context: 1000000000"),
+        ("train.stage1.batch", 10**30, "train.stage1.batch: 1000000000000000000000000000000 is not allowed"),
+        ("train.stage1.lr", 0, "train.stage1.lr: 0 is not allowed; allowed: a number from 1e-12 to 1000"),
+        ("training.momentum", 1, "training.momentum: 1 is not allowed; allowed: a number from 0 to 0.9999"),
+        ("train_fcn.dropout", 1, "train_fcn.dropout: 1 is not allowed; allowed: a number from 0 to 0.99"),
+        ("train.stage1.drop_at", [9, 3], "train.stage1: drop_at: [9, 3] is not allowed; allowed: different steps"),
+        ("train.stage1.drop_at", [-3], "train.stage1.drop_at[0]: -3 is not allowed"),
+        ("train.stage1.drop_at", [200], "train.stage1.drop_at: 200 is not before the run's 200 steps end; lower it"),
+        ("train.stage1.warmup_steps", 201, "train.stage1.warmup_steps: 201 is more than the run's 200 steps"),
+        ("train.stage1.validate_every", 201, "train.stage1.validate_every: 201 is more than the run's 200 steps"),
+        ("pretrain.background", 1, "pretrain.background: 1 is not allowed"),
+        (
+            "pretrain.size",
+            {"width": 256, "fc_width": 65536, "input_size": 2048},
+            "pretrain.size: fc_width: fc6 would have 549,755,813,888 weights; allowed: 1,000,000,000",
+        ),
+        ("dataset.classes", ["background", ""], "dataset.classes[1]: '' is not allowed"),
+        ("dataset.classes", ["background", "a\nb"], "dataset.classes[1]: 'a\\nb' is not allowed"),
+        ("dataset.counts", {1: 2, "x": 3}, "dataset.counts: 1: not allowed as a key; allowed: text"),
         ("evaluate.split", "train", "evaluate.split: train is not in infer.splits"),
         ("infer.splits", ["val", "test"], "infer.splits: test is named, but fetch.voc_test has no address"),
         ("proposals.edges", "structured", "proposals.edges: structured needs fetch.edge_model"),
@@ -111,6 +145,15 @@ def test_one_line_names_the_file_the_key_and_what_is_allowed(tmp_path, values, k
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["batch", "micro_batch"])
+def test_batch_norm_needs_more_than_one_crop(tmp_path, values, key):
+    values["train"]["stage1"] |= {"micro_batch": 1, "batch_norm_crops": None, key: 1}
+    with pytest.raises(InputError, match=f"train: stage1.{key}: 1 crop is too few for batch norm"):
+        params.load(written(tmp_path, values))
+    values["train"]["batch_norm_eps"] = None
+    params.load(written(tmp_path, values))
+
+
 def test_plateau_needs_validation(tmp_path, values):
     values["train"]["stage1"] |= {"drop_at": "plateau", "held_out": 0}
     with pytest.raises(InputError, match=r"train.stage1: drop_at: plateau needs validation, but held_out is 0"):
@@ -125,6 +168,14 @@ def test_plateau_needs_validation(tmp_path, values):
         ("- 1", "holds no sections"),
         ("root: .", "fetch: missing section"),
         ("root: . \ntrain: 3", "fetch: missing section"),
+        ("a: 1\nb: 2\na: 3", "not valid YAML: the key 'a' is there twice"),
+        ("a: &x {b: 1}\nc: {<<: *x}", "not valid YAML: merge keys are not read"),
+        ("a: !!int x", "not valid YAML"),
+        ("a: " + "1" * 5000, "not valid YAML"),
+        ("a: !!python/object/apply:os.system [x]", "not valid YAML"),
+        ("[" * 3000, "not valid YAML: nested too deep"),
+        ("a: &a [*a]", "a: unknown section"),
+        ("a: " + "x" * 300_000, "300,003 bytes, more than the 262,144 that are read"),
     ],
 )
 def test_files_that_are_none(tmp_path, text, message):
@@ -132,6 +183,34 @@ def test_files_that_are_none(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         params.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", "010"), ("1:30", "1:30"), ("2015-13-45", "2015-13-45"), ("0x10", "0x10"), ("1_000", "1_000"),
+     ("yes", "yes"),
+     ("10", 10), ("-3", -3), ("0", 0), ("1e-4", 1e-4), ("5e3", 5000.0), (".5", 0.5), ("2.", 2.0), ("null", None),
+     ("true", True), ("~", None), ("", None), (".", "."), ("1.2.3", "1.2.3"), ("'7'", "7")],
+)  # fmt: skip
+def test_a_number_is_written_as_people_and_dvc_read_it(tmp_path, text, value):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"a: {text}\n")
+    found = params.read(path)["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[" * 100_000, '{"a": ' + "1" * 5000 + "}", "\x00"])
+def test_json_that_is_none(tmp_path, text):
+    path = tmp_path / "params.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="not valid JSON"):
+        params.load(path)
+
+
+def test_a_pipe_is_no_parameter_file(tmp_path):
+    os.mkfifo(tmp_path / "params.yaml")
+    with pytest.raises(InputError, match="params.yaml: not a plain file"):
+        params.load(tmp_path / "params.yaml")
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):

@@ -78,15 +78,17 @@ def test_claims_hold():
     assert gains == {
         "a": {"fcn8s": 8.0, "deconvnet": 3.0, "final over fcn8s": 9.0, "final over deconvnet": 4.0},
         "b": {"deconvnet": 1.0, "edeconvnet": 1.0}, "c": {"deconvnet": 20.0}, "e": {"last": 10.0},
-        "f": {"small": 10.0, "large": 1.0}, "g": {"narrowest": 10.0},
+        "d": {}, "f": {"small": 10.0, "large": 1.0}, "g": {"narrowest": 10.0},
     }  # fmt: skip
-    assert {claims.verdict(letter, own) for letter, own in gains.items()} == {"holds"}
+    assert {letter for letter, own in gains.items() if claims.verdict(letter, own) == "holds"} == set("abcefg")
+    assert claims.verdict("d", gains["d"]) == "not tested"
 
 
 def test_claims_fail():
     worse = metrics(stage1=0.5, fcn8s=0.4, deconvnet=0.5, edeconvnet=0.45, deconvnet_crf=0.51, edeconvnet_crf=0.44)
     worse["deconvnet"] |= {"small": 0.2, "large": 0.29}  # one of two is not enough
-    assert set(judge(worse, GROWTH[::-1], boundary(fcn8s=0.3)).values()) == {"fails"}
+    found = judge(worse, GROWTH[::-1], boundary(fcn8s=0.3))
+    assert {letter for letter, verdict in found.items() if verdict == "fails"} == set("abcefg")
 
 
 @pytest.mark.parametrize(
@@ -94,9 +96,9 @@ def test_claims_fail():
     [
         ({"edeconvnet": 0.499}, "fails"),  # below DeconvNet without the CRF, whatever the CRF adds
         ({"edeconvnet_crf": 0.516, "edeconvnet": 0.51}, "holds"),  # 1.6 points of 3.1
-        ({"edeconvnet_crf": 0.515, "edeconvnet": 0.51}, "holds in sign"),  # 1.5 points of 3.1
+        ({"edeconvnet_crf": 0.515, "edeconvnet": 0.51}, "holds in sign only"),  # 1.5 points of 3.1
         ({"fcn8s": 0.488}, "holds"),  # 5.2 points of 10.3
-        ({"fcn8s": 0.49}, "holds in sign"),  # 5.0 points of 10.3
+        ({"fcn8s": 0.49}, "holds in sign only"),  # 5.0 points of 10.3
     ],
 )
 def test_the_ensemble_gains_at_least_half_of_what_the_paper_says(values, verdict):
@@ -105,23 +107,41 @@ def test_the_ensemble_gains_at_least_half_of_what_the_paper_says(values, verdict
 
 @pytest.mark.parametrize(
     "added, verdict",
-    [(0.0, "fails"), (0.004, "holds in sign"), (0.005, "holds"), (0.018, "holds"), (0.019, "holds in sign"),
-     (0.065, "holds in sign")],
+    [(0.0, "fails"), (0.004, "holds in sign only"), (0.005, "holds"), (0.018, "holds"), (0.019, "holds in sign only"),
+     (0.065, "holds in sign only")],
 )  # fmt: skip
 def test_about_a_point_is_half_of_it_to_twice(added, verdict):
     found = metrics(**BETTER | {"deconvnet_crf": 0.5 + added, "edeconvnet_crf": 0.53 + 0.008})
     assert judge(found, GROWTH, boundary())["b"] == verdict
 
 
-def test_a_claim_without_a_number_is_not_measured():
+def test_a_claim_without_a_number_is_not_tested():
     found = metrics(**BETTER)
     found["fcn8s"]["large"] = None
-    assert judge(found, GROWTH, boundary())["f"] == "not measured"
+    assert judge(found, GROWTH, boundary())["f"] == "not tested"
 
 
 def test_the_tally():
-    verdicts = {"a": "holds", "b": "holds in sign", "c": "holds", "e": "fails"}
-    assert claims.tally(verdicts) == "Of 4 claims of the paper, 2 hold, 1 holds in sign only, 1 fails."
+    verdicts = {"a": "holds", "b": "holds in sign only", "c": "holds", "d": "not tested", "e": "fails"}
+    assert claims.tally(verdicts) == (
+        "Of 5 claims of the paper, 2 hold, 1 holds in sign only, 1 fails, 1 is not tested."
+    )
+
+
+def test_a_gain_whose_interval_reaches_0_holds_in_sign_only():
+    pairs = [("edeconvnet", "fcn8s", 0.02), ("edeconvnet", "deconvnet", -0.001), ("deconvnet", "stage1", 0.1)]
+    pairs += [
+        ("edeconvnet_crf", "edeconvnet", 0.001),
+        ("deconvnet_crf", "deconvnet", 0.002),
+        ("fcn8s_crf", "fcn8s", -1),
+    ]
+    table = pd.DataFrame(pairs, columns=["system", "minus", "low"])
+    assert {letter: claims.lowest(letter, table) for letter in "abcde"} == {
+        "a": -0.001, "b": 0.001, "c": 0.1, "d": np.inf, "e": np.inf,
+    }  # fmt: skip
+    gains = claims.gains(metrics(**BETTER), GROWTH, boundary())
+    assert claims.verdict("a", gains["a"], -0.001) == claims.verdict("a", gains["a"], 0.0) == "holds in sign only"
+    assert claims.verdict("a", gains["a"], 0.001) == "holds"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ def tables(experiment):
         images.append(jpeg(image))
         rows.append({"image_id": f"p{number}"} | scores.encode(maps))
     names = [row["image_id"] for row in rows]
-    parquet.write("data/dataset/val-000.parquet", pa.table({"image_id": names, "image": images}))
+    parquet.write(
+        "data/dataset/val-000.parquet",
+        pa.table({"image_id": names, "image": images, "height": 3 * [24], "width": 3 * [32]}),
+    )
     parquet.write("data/scores/fcn8s/val-000.parquet", pa.Table.from_pylist(rows, scores.SCHEMA))
     return rows
 
@@ -47,6 +50,6 @@ def test_processes_change_nothing(tables):
 def test_scores_of_another_size_than_the_image_are_refused(tables, processes):
     tables[1] |= scores.encode(np.zeros((3, 24, 30), np.float32))
     parquet.write("data/scores/fcn8s/val-000.parquet", pa.Table.from_pylist(tables, scores.SCHEMA))
-    with pytest.raises(InputError, match="p1: scores of 30x24 px, but the image has 32x24"):
+    with pytest.raises(InputError, match="p1: of 30x24 px, but the image has 32x24"):
         call(processes)
     assert not Path("out.parquet").exists()

@@ -14,6 +14,7 @@ from deconvnet import provenance, tables
 from deconvnet.errors import InputError
 from stages import dataset
 from tests.conftest import SBD, VOC, draw, jpeg, mat, png, tar
+from tests.fuzz import bomb, giant, grey4, place
 
 
 def build(folder, voc, sbd, out="out", test=None, order=1):
@@ -344,3 +345,96 @@ def test_two_at_once_do_not_end_in_half_a_data_set(experiment, voc_members, sbd_
     with pytest.raises(InputError, match="out: another process is making it, too; wait for its end, then run again"):
         make()
     assert not (experiment / "out").exists()
+
+
+def odd_mats():
+    _, classes, _ = draw(10)
+    values = classes.astype(float)
+    for bad in (np.nan, np.inf, -1.0, 1.5, 256.0, 2.0**32 + 1):
+        yield mat(GTcls={"Segmentation": np.where(classes == 1, bad, values)})
+    yield mat(GTcls={"Segmentation": classes + (classes > 0) * np.int64(2**32)})
+
+
+@pytest.mark.parametrize("data", odd_mats())
+def test_mat_files_whose_numbers_a_cast_would_change(experiment, voc_members, sbd_members, data):
+    failure(experiment, voc_members, sbd_members | {f"{SBD}/cls/s1.mat": data}, "cls/s1.mat", "no mask of 0 to 255")
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1, 1.5, 257])
+def test_categories_that_a_cast_would_change(experiment, voc_members, sbd_members, bad):
+    _, _, instances = draw(10)
+    data = mat(GTinst={"Segmentation": instances, "Categories": np.array([[bad], [2]])})
+    failure(experiment, voc_members, sbd_members | {f"{SBD}/inst/s1.mat": data}, "inst/s1.mat", "a category is none")
+
+
+def test_masks_that_look_like_masks(experiment, voc_members, sbd_members):
+    _, classes, instances = draw(0)
+    labels, objects = (f"{VOC}/Segmentation{kind}/v1.png" for kind in ("Class", "Object"))
+    for kind in ("GIF", "TIFF"):
+        other = io.BytesIO()
+        Image.fromarray(classes).save(other, kind)
+        failure(experiment, voc_members | {labels: other.getvalue()}, sbd_members, "v1.png", "does not decode")
+    failure(experiment, voc_members | {objects: grey4(instances)}, sbd_members, "v1.png", "must have 8 bits", "has 4")
+    failure(
+        experiment, voc_members | {objects: png(0 * instances)}, sbd_members, "v1", "class 1 has 400 px in the class"
+    )
+    fifteen = np.where(instances > 0, 15, 0).astype(np.uint8)
+    failure(experiment, voc_members | {objects: png(fifteen)}, sbd_members, "v1", "may have changed places")
+    failure(experiment, voc_members | {labels: giant()}, sbd_members, "v1.png", "60000x60000 px are more than")
+
+
+def test_a_mat_file_that_holds_far_more_than_its_size(experiment, voc_members, sbd_members):
+    failure(
+        experiment,
+        voc_members,
+        sbd_members | {f"{SBD}/cls/s1.mat": bomb()},
+        "cls/s1.mat",
+        "holds more than 134,217,728",
+    )
+
+
+@pytest.mark.parametrize("text", ["v1\nv2\n".encode("utf-16"), "v1\nü\n".encode("latin-1")])
+def test_split_lists_of_other_encodings(experiment, voc_members, sbd_members, text):
+    name = f"{VOC}/ImageSets/Segmentation/train.txt"
+    failure(experiment, voc_members | {name: text}, sbd_members, "train.txt", "is not UTF-8 text")
+
+
+@pytest.mark.parametrize("name", ["../v1", "v" * 100_000, "v\x1b[31m"])
+def test_names_of_images_that_are_none(experiment, voc_members, sbd_members, name):
+    data = f"{name}\n".encode()
+    failure(
+        experiment, voc_members | {f"{VOC}/ImageSets/Segmentation/train.txt": data}, sbd_members, "is no name of an"
+    )
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a loop"])
+def test_what_is_no_plain_file_is_no_archive(experiment, voc_members, sbd_members, kind):
+    tar(experiment / "voc.tar", voc_members)
+    place(experiment / "voc.tar", kind)
+    with pytest.raises(InputError, match=r"voc\.tar: (not a plain file|no such file)"):
+        dataset.main(["--voc", "voc.tar", "--sbd", "voc.tar", "--test", "voc.tar", "--out", "out"])
+
+
+def test_sizes_that_no_archive_has(experiment, voc_members, sbd_members):
+    tar(experiment / "voc.tar", voc_members)
+    data = bytearray((experiment / "voc.tar").read_bytes())
+    data[124:136] = b"\x80" + b"\x7f" * 11  # the first member's size, in base 256
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    (experiment / "voc.tar").write_bytes(data)
+    (experiment / "none").touch()
+    with pytest.raises(InputError, match=r"voc\.tar: truncated or no tar"):
+        dataset.main(["--voc", "voc.tar", "--sbd", "none", "--test", "none", "--out", "out"])
+
+
+def test_a_gzipped_archive_that_holds_far_more_than_its_size(experiment, voc_members, sbd_members, monkeypatch):
+    monkeypatch.setattr("deconvnet.archives.LEAST", 1 << 20)
+    failure(
+        experiment, voc_members, sbd_members | {"x": bytes(50 << 20)}, "sbd.tgz", "holds more than 20 times its size"
+    )
+
+
+def test_a_file_in_the_place_of_the_output_is_found_at_once(experiment, voc_members, sbd_members):
+    (experiment / "out").touch()
+    with pytest.raises(InputError, match="out: is a file, but a folder is to be made there"):
+        build(experiment, voc_members, sbd_members)

@@ -13,7 +13,7 @@ from stages import ensemble
 
 @pytest.fixture
 def tables(experiment):
-    parquet.write("data/dataset/val-000.parquet", pa.table({"image_id": ["a", "b"]}))
+    parquet.write("data/dataset/val-000.parquet", pa.table({"image_id": ["a", "b"], "height": [8, 8], "width": [9, 9]}))
     rng = np.random.default_rng(0)
     maps = {}
     for member in ("deconvnet", "fcn8s"):
@@ -38,7 +38,7 @@ def test_the_table_has_the_mean_of_both_members(tables):
 def test_members_of_other_sizes_are_refused(tables):
     rows = [{"image_id": name} | scores.encode(np.zeros((3, 5, 5), np.float32)) for name in "ab"]
     parquet.write("data/scores/fcn8s/val-000.parquet", pa.Table.from_pylist(rows, scores.SCHEMA))
-    with pytest.raises(InputError, match="a: scores of 9x8 px in data/scores/deconvnet.*, 5x5 in data/scores/fcn8s"):
+    with pytest.raises(InputError, match="fcn8s/val-000.parquet: a: of 5x5 px, but the image has 9x8; run `dvc repro`"):
         call()
 
 

@@ -24,10 +24,17 @@ from tests.conftest import jpeg
 from tests.deconvnet.test_inference import make_net, pictures
 
 
+def inside(windows, image):
+    """The parts of windows int32 (n, 4) that lie in the image, at least 1 px: proposals never go beyond it."""
+    ends = np.minimum(windows[:, :2] + windows[:, 2:], image.shape[1::-1])
+    corner = np.maximum(windows[:, :2], 0)
+    return np.concatenate([corner, np.maximum(ends - corner, 1)], 1)
+
+
 @pytest.fixture
 def shard(experiment):
     """An experiment with one shard of three images, its proposals, and both models."""
-    rows = [(f"p{index}", image, windows) for index, (image, windows) in enumerate(pictures(3))]
+    rows = [(f"p{index}", image, inside(windows, image)) for index, (image, windows) in enumerate(pictures(3))]
     table = pa.table({"image_id": [name for name, *_ in rows], "image": [jpeg(image) for _, image, _ in rows]})
     tables.write("data/dataset/val-000.parquet", table)
     boxes = [

@@ -11,13 +11,15 @@ import pytest
 import yaml
 
 from deconvnet import tables
+from deconvnet.bootstrap import parts
 from deconvnet.errors import InputError
 from deconvnet.images import VOID, encode_mask
+from deconvnet.metrics import confusion
 from deconvnet.nets import files
 from deconvnet.systems import SYSTEMS
 from experiment.report.galleries import image_iou
 from stages import report
-from stages.evaluate import COMPARED
+from stages.evaluate import COMPARED, SCHEMA
 from tests.conftest import draw, jpeg
 from tests.experiment.test_report import CLASSES, GROWTH, boundary, metrics, per_class, tiny_net
 
@@ -50,14 +52,15 @@ def world(experiment):
             labels[: 3 * number + len(key)] = 0
             growth = [encode_mask(labels * (step > 0)) for step in range(3)] if key == "deconvnet" else []
             labelled[key].append({"image_id": name, "labels": encode_mask(labels), "growth": growth})
-            images.append((name, key, image_iou(truth, labels, len(CLASSES)), 0.9))
+            right, true, predicted = parts(confusion(truth, labels, len(CLASSES))).tolist()
+            images.append((name, key, image_iou(truth, labels, len(CLASSES)), 0.9, right, true, predicted))
     tables.write("data/dataset/val-000.parquet", pa.Table.from_pylist(rows))
     columns = ["image_id", "rank", "x", "y", "width", "height", "objectness"]
     tables.write("data/proposals/val-000.parquet", pa.Table.from_pandas(pd.DataFrame(boxes, columns=columns)))
     for key, table in labelled.items():
         folder = "labels" if key.endswith("_crf") else "scores"
         tables.write(f"data/{folder}/{key}/val-000.parquet", pa.Table.from_pylist(table))
-    frame = pd.DataFrame(images, columns=["image_id", "system", "mean_iou", "pixel_accuracy"])
+    frame = pd.DataFrame(images, columns=SCHEMA.names)
     tables.write("data/evaluation/images.parquet", pa.Table.from_pandas(frame))
     net = tiny_net()
     files.save("data/models/deconvnet.pt", net.spec, net.state_dict(), {"provenance": {"code": "0123456789abcdef"}})
@@ -122,11 +125,13 @@ def test_the_page(world):
     rows = [["".join(cell.itertext()).strip() for cell in row] for row in tree.iter("tr")]
     assert ["System", "mean", *CLASSES] in rows
     assert ["EDeconvNet+CRF", "61.7", "90.0", "43.2", "30.0", "–"] in rows
-    assert ["one", "13", "63", "13", "13"] in rows and ["three", "–", "–", "–", "–"] in rows  # confusions
+    for confused in (["one", "13", "63", "13", "13"], ["three", "–", "–", "–", "–"]):
+        assert rows.count(confused) == len(SYSTEMS)
 
     pictures = list(tree.iter("img"))
     # three charts a group (no pre-training), three examples of 6 cells, three steps twice, the input and 20 layers
-    assert len(pictures) == 3 + 3 + 3 + 3 * 6 + 3 * 2 + 1 + 20
+    # and the typical one at the top
+    assert len(pictures) == 3 + 3 + 3 + 3 + 3 * 6 + 3 * 2 + 1 + 20
     for picture in pictures:
         assert picture.get("src").startswith("data:image/") and len(picture.get("alt")) > 8
     for element in tree.iter():
@@ -137,6 +142,15 @@ def test_the_page(world):
     anchors = {link.get("href")[1:] for link in tree.iter("a") if link.get("href").startswith("#")}
     assert anchors == {section.get("id") for section in tree.iter("section")}
     assert {path.name for path in (world / "pictures").iterdir()} == {"gallery.png", "growth.png"}
+
+
+def test_every_image_is_on_a_page_of_its_own(world):
+    assert "Every image" not in make()
+    page = make("--browser", "reports/images")
+    links = {link.get("href") for link in ElementTree.fromstring(page).iter("a")}
+    assert {"images/index.html", "images/index.html#2011_000002"} <= links
+    names = {f"2011_{number:06d}.{suffix}" for number in range(IMAGES) for suffix in ("jpg", "png")}
+    assert {path.name for path in (world / "reports/images").iterdir()} == names | {"index.html"}
 
 
 def test_the_closing_line(world, capsys):
@@ -178,7 +192,8 @@ def test_reports_of_other_classes(world):
 
 
 def test_images_of_another_data_set(world):
-    images = tables.read("data/evaluation/images.parquet").to_pandas().replace("2011_000002", "2007_000002")
+    images = tables.read("data/evaluation/images.parquet").to_pandas()
+    images["image_id"] = images["image_id"].replace("2011_000002", "2007_000002")
     tables.write("data/evaluation/images.parquet", pa.Table.from_pandas(images))
     with pytest.raises(InputError, match="images.parquet: has 2007_000002, which data/dataset lacks"):
         make()

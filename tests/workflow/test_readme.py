@@ -13,7 +13,7 @@ from experiment.report.numbers import percent
 from tests.pipeline import REPOSITORY, clone, git
 
 README = (REPOSITORY / "README.md").read_text()
-ELSEWHERE = {"make demo\n"}  # .ci/run runs it
+ELSEWHERE = {"make demo\nmake test\n"}  # .ci/run runs them
 
 
 def test_the_blocks_of_the_readme(built, tmp_path):

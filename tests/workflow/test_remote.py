@@ -49,7 +49,7 @@ def cache_of(built: Path) -> Path:
 def files_of(experiment: Path) -> dict[str, bytes]:
     """Every artifact; checkpoints and times are none."""
     paths = [*(experiment / "data").glob("[!ct]*/**/*.*"), *(experiment / "data/crops").iterdir(),
-             *(experiment / "reports").glob("[!.]*")]  # fmt: skip
+             *(path for path in (experiment / "reports").rglob("[!.]*") if path.is_file())]  # fmt: skip
     return {str(path.relative_to(experiment)): path.read_bytes() for path in paths}
 
 
