@@ -225,7 +225,7 @@ def choose(seen: Seen, offline: bool, gpu: bool) -> dict:
         "sizes": [_rounded(1024 * scale**2), max(_rounded(9216 * scale**2), _rounded(1024 * scale**2) + 1)],
         "per_class1": max(math.ceil(steps["stage1_steps"] * 32 / classes / 10) * 10, 10),
         "per_class2": max(math.ceil(steps["stage2_steps"] * 32 / classes / 10) * 10, 10),
-        "held_out": held, "held": f"{count:,} of {len(annotated):,} with objects",
+        "held_out": held, "held": f"{count:,} of your {len(annotated):,} with objects",
         "memory_gb": min(max(math.ceil(decoded * 1.1), 1), max(int(host / 2), 1)), "decoded_gb": f"{decoded:.2g}",
         "canvas": list(seen.canvas), "scale": net,
         "scale_why": "the net sees images as they are" if net == 1 else "the net sees 250 px, for speed without a GPU",
@@ -250,7 +250,7 @@ def write(folder: Path, values: dict, seen: Seen, labels: dict, places: dict[str
         key: entry if key in used else {"by": entry["by"], "file": entry["file"], "addresses": []}
         for key, entry in defaults.items()
     }
-    where = {role: _place(Path(os.path.abspath(place)), folder) for role, place in places.items()}
+    where = {role: os.path.abspath(place) for role, place in places.items()}  # as temporary workspaces need it
     where |= {"train": "train.txt", "val": "val.txt"}
     head = f"{len(seen.sizes):,} {seen.shape}, {len(seen.classes) - 1} classes and background."
     template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
@@ -276,11 +276,6 @@ def write(folder: Path, values: dict, seen: Seen, labels: dict, places: dict[str
             config = config.replace("[core]\n", "[core]\n    no_scm = true\n")
         (new / ".dvc/config").write_text(config, encoding="utf-8")
         (new / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
-
-
-def _place(place: Path, folder: Path) -> str:
-    """A path as params.yaml has it: relative inside the repository, which may be cloned elsewhere, else absolute."""
-    return os.path.relpath(place, folder) if place.is_relative_to(ROOT) and folder.is_relative_to(ROOT) else str(place)
 
 
 def _text(value: object) -> str:

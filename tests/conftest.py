@@ -17,7 +17,7 @@ from tests import pipeline
 LONGEST = [
     "workflow/test_graph.py", "stages/test_processes.py", "workflow/test_interruption.py",
     "workflow/test_experiments.py", "workflow/test_cluster.py", "workflow/test_claims.py", "workflow/test_pipeline.py",
-    "stages/test_train.py", "workflow/test_remote.py", "stages/test_origin.py",
+    "workflow/test_own_data.py", "stages/test_train.py", "workflow/test_remote.py", "stages/test_origin.py",
 ]  # fmt: skip
 
 
