@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
     {"image_id": pa.string()}
     | {name: pa.int32() for name in ("x", "y", "side_x", "side_y", "instance", "class_id", "copies")}
 )
+COLUMNS = ["image_id", "height", "width", "instance_classes", "instance_boxes", "instance_areas"]
 # The data set's splits that training may use, by the name in settings.Crops.split.
 SPLITS = {"trainaug": ("train",), "trainval_aug": ("train", "val")}
 
@@ -62,21 +63,23 @@ def matches(boxes: np.ndarray, objects: np.ndarray, min_iou: float) -> tuple[np.
 
 
 def find_windows(
-    dataset: Path, split: str, context: float, square: bool, proposals: Path | None = None, min_iou: float = 0.5
+    dataset: Path, split: str, context: float | str, square: bool, proposals: Path | None = None, min_iou: float = 0.5
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """All windows of a stage, SCHEMA without `copies`, and the class of every object, int32 (M,).
 
     dataset, proposals: folders of shards; split: a key of SPLITS. Without `proposals` a window around every object
-    (stage 1), with them around every proposal whose IoU with an object is at least `min_iou` (stage 2). Reads shard by
-    shard: memory holds one shard of proposals and the windows found.
+    (stage 1), with them around every proposal whose IoU with an object is at least `min_iou` (stage 2). context
+    "whole": without proposals, the whole image once for each class in it, so that classes can be balanced; `instance`
+    is the first object of the class. Reads shard by shard: memory holds one shard of proposals and the windows found.
     """
     paths = _shards(dataset, split)
     columns = {name: [] for name in SCHEMA.names if name != "copies"}
     classes = []
+    proposals = None if context == "whole" else proposals
     bar = progress(paths, unit="shard", desc="windows of proposals" if proposals else "windows of objects")
     for path in bar:
         bar.set_postfix_str(path.stem, refresh=False)
-        rows = tables.read(path, ["image_id", "instance_classes", "instance_boxes", "instance_areas"]).to_pylist()
+        rows = tables.read(path, COLUMNS).to_pylist()
         if proposals:
             boxes_of = by_image(tables.read(proposals / path.name, ["image_id", "x", "y", "width", "height"]))
             if strange := boxes_of.keys() - {row["image_id"] for row in rows}:
@@ -93,7 +96,11 @@ def find_windows(
                 candidates = boxes_of.get(row["image_id"], np.zeros((0, 4), np.float32))
                 kept, of = matches(candidates, objects, min_iou)
                 boxes = candidates[kept]
-            for name, values in zip(("x", "y", "side_x", "side_y"), windows(boxes, context, square).T, strict=True):
+            if context == "whole":
+                of = np.unique(kinds, return_index=True)[1]
+            found = windows(boxes, context, square, (row["height"], row["width"]))
+            found = np.broadcast_to(found, (len(of), 4))
+            for name, values in zip(("x", "y", "side_x", "side_y"), found.T, strict=True):
                 columns[name].append(values)
             columns["instance"].append(present[of].astype(np.int32) + 1)
             columns["class_id"].append(kinds[of])

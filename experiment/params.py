@@ -162,7 +162,7 @@ def _check_together(params: Params, path: str | Path) -> None:
 
     if params.evaluate.split not in params.infer.splits:
         refuse("evaluate.split", f"{params.evaluate.split} is not in infer.splits; add it there")
-    if params.train.resized < params.pretrain.size.input_size:
+    if any(a < b for a, b in zip(settings.pair(params.train.resized), params.pretrain.size.shape, strict=True)):
         refuse("train.resized", f"{params.train.resized} is less than pretrain.size.input_size")
     if "test" in params.infer.splits and not params.fetch.voc_test.addresses:
         refuse("infer.splits", "test is named, but fetch.voc_test has no address; give it one")

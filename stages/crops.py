@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> None:
     with whole(options.balance) as file:
         balanced.to_csv(file, index=False)
     with whole(options.render) as file:
-        Image.fromarray(crops.render(options.dataset, frame, options.stage == "stage1")).save(file, "PNG")
+        alone = options.stage == "stage1" and params.crops.context != "whole"
+        Image.fromarray(crops.render(options.dataset, frame, alone)).save(file, "PNG")
     missing = balanced["class"][balanced["examples"] == 0]
     without = f"; no window of {', '.join(missing)}" if len(missing) else ""
     print(

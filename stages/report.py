@@ -70,12 +70,13 @@ def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
         growth = tables.read(options.scores / GROWING / shard.name, ["growth"]).take(picks)["growth"].to_pylist()
         boxes = by_image(tables.read(options.proposals / shard.name))
         for index, grown, row in zip(picks, growth, tables.read(shard).take(picks).to_pylist(), strict=True):
-            places = windows(boxes.get(row["image_id"], np.zeros((0, 4))), *frame)
+            size, objects = (row["height"], row["width"]), row["instance_boxes"]
+            places = windows(boxes.get(row["image_id"], np.zeros((0, 4))), *frame, size)
             found[row["image_id"]] = row | {
                 "labels": {key: table[index]["labels"] for key, table in labels.items()},
                 "growth": grown,
                 "windows": places[places[:, 2:].min(1) >= least],
-                "object_windows": windows(row["instance_boxes"], *frame),
+                "object_windows": np.broadcast_to(windows(objects, *frame, size), (len(objects), 4)),
             }
     if lost := ids - found.keys():
         raise InputError(f"{options.images}: has {min(lost)}, which {options.dataset} lacks; run `dvc repro evaluate`")
