@@ -44,6 +44,7 @@ class Predictor:
     default is the longer side of FCN-8s's canvas, or 500 (VOC's) for DeconvNet alone. device: a GPU if there is one.
 
     Names of the classes, how windows are made of boxes, FCN-8s's canvas and scale come from the model files.
+    A model of whole images (settings.Crops.context "whole") sees each picture at once and needs no proposals.
     Where EdgeBoxes finds nothing, in flat or tiny pictures, DeconvNet sees nothing: all is background.
 
     Raises InputError for a file that is no such model, for two models of different classes, and for a missing or bad

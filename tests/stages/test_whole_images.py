@@ -13,13 +13,14 @@ from deconvnet import Predictor, crops, nets, predict, tables
 from deconvnet.boxes import windows
 from deconvnet.errors import InputError
 from deconvnet.images import decode_image
+from deconvnet.inference.models import load_net
 from deconvnet.inference.windows import select
 from deconvnet.nets import files
 from deconvnet.scores import decode
 from deconvnet.settings import Size
 from experiment.params import load
 from stages import infer, reestimate, train
-from tests.world import CLASSES, arguments, equal, reestimation_arguments, weights, write_experiment, write_params
+from tests.world import CLASSES, CPU, arguments, equal, reestimation_arguments, weights, write_experiment, write_params
 
 SPEC = {"kind": "deconvnet", "classes": 12, "eps": None}
 SHAPE = [64, 96]  # height and width
@@ -109,13 +110,13 @@ def test_training_to_prediction(folder):
     write(WHOLE)
     reestimate.main(reestimation_arguments("deconvnet.pt"))
 
-    net, about = files.load("deconvnet.pt")
+    net, about = load_net("deconvnet.pt", CPU, "float32")
     assert net.encoder.size.shape == (64, 96) and about["windows"]["context"] == "whole"
     row = tables.read("dataset/train-000.parquet").to_pylist()[0]
     wanted = predict(net, decode_image(row["image"]))
     result = Predictor("deconvnet.pt", inference=load("params.json").infer)(decode_image(row["image"]))
     assert result.windows == 1
-    np.testing.assert_allclose(result.probabilities, wanted, atol=1e-3)
+    np.testing.assert_allclose(result.probabilities, wanted, atol=1e-5)
 
     boxes = {"image_id": pa.array([], pa.string())}
     boxes |= {name: pa.array([], pa.float32()) for name in ("x", "y", "width", "height")}
