@@ -19,12 +19,16 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(inner, outer, out=np.zeros_like(inner), where=outer > 0)
 
 
-def windows(boxes: np.ndarray, context: float, square: bool) -> np.ndarray:
+def windows(boxes: np.ndarray, context: float | str, square: bool, size: tuple[int, int] | None = None) -> np.ndarray:
     """Boxes (N, 4) enlarged about their centres by the factor `context` -> windows int32 (N, 4).
 
     A square window takes the longer side: the six windows printed in the release's issues #3 and #11 are square. It
     may begin before the image and end beyond it: cropping pads, it never clips.
+
+    context "whole": the one window (1, 4) is the image of `size`, height and width, whatever the boxes.
     """
+    if context == "whole":
+        return np.array([[0, 0, size[1], size[0]]], np.int32)
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     sides = boxes[:, 2:] * context
     if square:

@@ -64,7 +64,7 @@ def matches(boxes: np.ndarray, objects: np.ndarray, min_iou: float) -> tuple[np.
 def find_windows(
     dataset: Path,
     split: str,
-    context: float,
+    context: float | str,
     square: bool,
     proposals: Path | None = None,
     min_iou: float = 0.5,
@@ -73,18 +73,20 @@ def find_windows(
     """All windows of a stage, SCHEMA without `copies`, and the class of every object, int32 (M,).
 
     dataset, proposals: folders of shards; split: a key of SPLITS. Without `proposals` a window around every object
-    (stage 1), with them around every proposal whose IoU with an object is at least `min_iou` (stage 2). Reads shard by
-    shard: memory holds one shard of proposals and the windows found. Raises InputError for an object of another class
-    than 1 to `classes` - 1.
+    (stage 1), with them around every proposal whose IoU with an object is at least `min_iou` (stage 2). context
+    "whole": without proposals, the whole image once for each class in it, so that classes can be balanced; `instance`
+    is the first object of the class. Reads shard by shard: memory holds one shard of proposals and the windows found.
+    Raises InputError for an object of another class than 1 to `classes` - 1.
     """
     paths = _shards(dataset, split)
     columns = {name: [] for name in SCHEMA.names if name != "copies"}
-    found = []
+    seen = []
+    proposals = None if context == "whole" else proposals
     labelled = contents.LABELLED.within(instance_classes=(0, classes - 1))
     bar = progress(paths, unit="shard", desc="windows of proposals" if proposals else "windows of objects")
     for path in bar:
         bar.set_postfix_str(path.stem, refresh=False)
-        rows = tables.read(path, ["image_id", *contents.OBJECTS], labelled).to_pylist()
+        rows = tables.read(path, ["image_id", "height", "width", *contents.OBJECTS], labelled).to_pylist()
         if proposals:
             boxes_of = proposed(proposals / path.name)
             if strange := boxes_of.keys() - {row["image_id"] for row in rows}:
@@ -95,18 +97,22 @@ def find_windows(
             present = np.flatnonzero(row["instance_areas"])
             objects = np.array(row["instance_boxes"], np.int32).reshape(-1, 4)[present]
             kinds = np.array(row["instance_classes"], np.int32)[present]
-            found.append(kinds)
+            seen.append(kinds)
             boxes, of = objects, np.arange(len(objects))
             if proposals:
                 candidates = boxes_of.get(row["image_id"], np.zeros((0, 4), np.float32))
                 kept, of = matches(candidates, objects, min_iou)
                 boxes = candidates[kept]
-            for name, values in zip(("x", "y", "side_x", "side_y"), windows(boxes, context, square).T, strict=True):
+            if context == "whole":
+                of = np.unique(kinds, return_index=True)[1]
+            found = windows(boxes, context, square, (row["height"], row["width"]))
+            found = np.broadcast_to(found, (len(of), 4))
+            for name, values in zip(("x", "y", "side_x", "side_y"), found.T, strict=True):
                 columns[name].append(values)
             columns["instance"].append(present[of].astype(np.int32) + 1)
             columns["class_id"].append(kinds[of])
             columns["image_id"].append(np.full(len(of), row["image_id"], object))
-    return pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()}), np.concatenate(found)
+    return pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()}), np.concatenate(seen)
 
 
 def sizes(dataset: Path, split: str) -> pd.DataFrame:

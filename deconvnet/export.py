@@ -59,7 +59,7 @@ def example(net: nn.Module, about: dict, seed: int = 0) -> torch.Tensor:
     if net.spec["kind"] == "fcn":
         size = [max(1, round(side * about.get("scale", 1.0))) for side in about["canvas"]]
     else:
-        size = [net.encoder.size.input_size] * 2
+        size = net.encoder.size.shape
     images = torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(seed)).float()
     images[1] = 90  # nothing but equal values: every pooling window must choose the same switch
     return images

@@ -44,6 +44,7 @@ class Predictor:
     default is the longer side of FCN-8s's canvas, or 500 (VOC's) for DeconvNet alone. device: a GPU if there is one.
 
     Names of the classes, how windows are made of boxes, FCN-8s's canvas and scale come from the model files.
+    A model of whole images (settings.Crops.context "whole") sees each picture at once and needs no proposals.
     Where EdgeBoxes finds nothing, in flat or tiny pictures, DeconvNet sees nothing: all is background.
 
     Raises InputError for a file that is no such model, for two models of different classes, and for a missing or bad
@@ -76,7 +77,7 @@ class Predictor:
         self.detector, self.windows = None, None
         if self.net.spec["kind"] == "deconvnet":
             self.windows = _entry(model, about, "windows")
-            self.detector = _detector(proposals, edge_model)
+            self.detector = None if self.windows["context"] == "whole" else _detector(proposals, edge_model)
         self.longest = longest or max(self.canvas or settings.FcnTraining().canvas)
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> Result | list[Result]:
@@ -119,7 +120,7 @@ class Predictor:
 
         The number is None for FCN-8s alone.
         """
-        if self.detector:
+        if self.windows:
             params, precision = self.inference.deconvnet, self.inference.precision
             seen = [self.propose(image) for image in images]
             scored = (maps for maps, _ in by_windows(self.net, zip(images, seen, strict=True), params, precision))
@@ -135,8 +136,9 @@ class Predictor:
     def propose(self, image: np.ndarray) -> np.ndarray:
         """The windows int32 (n, 4) that DeconvNet sees of an image uint8 (H, W, 3), best first: x, y, sides in px."""
         params = self.inference.deconvnet
-        boxes, _ = self.detector(image)
-        return select(boxes, self.windows["context"], self.windows["square"], params.min_side, params.proposals)
+        boxes = self.detector(image)[0] if self.detector else np.zeros((0, 4))
+        context, square = self.windows["context"], self.windows["square"]
+        return select(boxes, context, square, params.min_side, params.proposals, image.shape[:2])
 
     def _at_once(self, net: nn.Module, images: list[np.ndarray]) -> Iterator[Tensor]:
         return by_images(net, images, self.canvas, self.inference.fcn_batch, self.inference.precision, self.scale)

@@ -8,6 +8,8 @@ A field's type is its check (`deconvnet.fields`); `__post_init__` raises ValueEr
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -103,12 +105,28 @@ class Crops:
     """Training windows."""
 
     split: Literal["trainaug", "trainval_aug"] = "trainaug"  # trainval_aug for a submission to the test server, P 6.2
-    context: Annotated[float, Range(1, 10)] = 1.2  # window side / box side; P 6.1
+    # window side / box side, P 6.1; whole: no boxes, the one window of an image is the image, in training and inference
+    context: Annotated[float, Range(1, 10)] | Literal["whole"] = 1.2
     square: bool = True  # R: the windows printed in its issues #3 and #11 are square; P does not say
     max_copies: Some | None = None  # of a window in an epoch, though its class then has fewer; ours
     seed: Seed = 2015
     stage1: ObjectCrops = ObjectCrops()
     stage2: ProposalCrops = ProposalCrops()
+
+
+def pair(side: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width: a side twice, or the two that are given. Raises ValueError for another number of them."""
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+    if len(sides) != 2:
+        raise ValueError(f"{list(sides)} is not allowed; allowed: a side in px, or height and width")
+    return sides
+
+
+def _pair(name: str, side: int | Sequence[int]) -> tuple[int, int]:
+    try:
+        return pair(side)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -117,18 +135,25 @@ class Size:
 
     width: Annotated[int, Range(1, 1024)] = 64  # channels of conv1_1
     fc_width: Annotated[int, Range(1, 65536)] = 4096  # channels of fc6 and fc7
-    input_size: Annotated[int, Range(32, 2048)] = 224  # pixels a side of a crop
+    # px, side of a crop, or height and width
+    input_size: Annotated[int, Range(32, 2048)] | list[Annotated[int, Range(32, 2048)]] = 224
 
     def __post_init__(self):
-        if self.input_size % 32:
+        if any(side % 32 for side in _pair("input_size", self.input_size)):
             raise ValueError(f"input_size: {self.input_size} is not a multiple of 32, the stride of five poolings")
-        if (weights := 8 * self.width * self.fc_kernel**2 * self.fc_width) > MOST:
+        if (weights := 8 * self.width * math.prod(self.fc_kernel) * self.fc_width) > MOST:
             raise ValueError(f"fc_width: fc6 would have {weights:,} weights; allowed: {MOST:,}, of VGG-16 102,760,448")
 
     @property
-    def fc_kernel(self) -> int:
-        """Side of fc6's kernel, which covers the whole of pool5: 7 for an input of 224."""
-        return self.input_size // 32
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a crop, px."""
+        return pair(self.input_size)
+
+    @property
+    def fc_kernel(self) -> tuple[int, int]:
+        """Height and width of fc6's kernel, which covers the whole of pool5: 7 and 7 for an input of 224."""
+        height, width = self.shape
+        return height // 32, width // 32
 
 
 @dataclass(frozen=True)
@@ -206,12 +231,12 @@ class Pretraining:
     size: Size = Size()
     convention: Literal["imagenet1k_v1", "imagenet1k_features", "caffe_bgr"] = "imagenet1k_v1"  # of the weights' input
     batch_norm_eps: Epsilon = 1e-5  # ours
-    resized: Annotated[int, Range(64, 4096)] = 250  # px, as in Training
+    resized: Annotated[int, Range(64, 4096)] | list[Annotated[int, Range(64, 4096)]] = 250  # px, as in Training
     background: Annotated[float, Range(0, 0.9)] = 0.1  # share of windows without an object among the crops; ours
     run: Run = Run(micro_batch=64, batch_norm_crops=None, lr=0.05, warmup_steps=500, drop_at=(12000, 18000))
 
     def __post_init__(self):
-        if self.resized < self.size.input_size:
+        if any(a < b for a, b in zip(_pair("resized", self.resized), self.size.shape, strict=True)):
             raise ValueError(f"resized: {self.resized} is less than size.input_size {self.size.input_size}")
         self.run.check_batch_norm(self.batch_norm_eps, "run")
 
@@ -223,12 +248,14 @@ class Training:
     batch_norm_eps: Epsilon | None = 1e-9  # R; null trains without batch norm, the claim of P 4.1
     unpooling: Literal["switches", "bilinear", "transposed"] = "switches"  # P 3.2.1; the others for claim (g)
     decoder_start: Literal["gaussian", "he"] = "gaussian"  # of std 0.01, R; by He's rule it bears a higher rate; ours
-    resized: Annotated[int, Range(64, 4096)] = 250  # px; a random crop of the net's input size is taken; P 6.1
+    # px, a side or height and width; a random crop of the net's input size is taken; P 6.1
+    resized: Annotated[int, Range(64, 4096)] | list[Annotated[int, Range(64, 4096)]] = 250
     flip: bool = True  # mirror half of the crops; P 6.1
     stage1: Run = Run()
     stage2: Run = Run(steps=40_000, drop_at=(10000, 20000, 30000))  # R; P 6.1: about 40 K
 
     def __post_init__(self):
+        _pair("resized", self.resized)
         self.stage1.check_batch_norm(self.batch_norm_eps, "stage1")
         self.stage2.check_batch_norm(self.batch_norm_eps, "stage2")
 

@@ -92,7 +92,7 @@ def count_images(params: Params, folder: Path) -> Images | None:
 def trainings(params: Params) -> dict[str, tuple[Run, dict, tuple[int, int]]]:
     """Of each training its run, its net's spec and the size of its crops, height and width in px."""
     size, classes = dataclasses.asdict(params.pretrain.size), len(params.dataset.classes)
-    side = (params.pretrain.size.input_size,) * 2
+    side = params.pretrain.size.shape
     encoder = {"kind": "classifier", "size": size, "classes": classes, "eps": params.pretrain.batch_norm_eps}
     deconvnet = {"kind": "deconvnet", "size": size, "classes": classes, "eps": params.train.batch_norm_eps,
                  "unpooling": params.train.unpooling}  # fmt: skip
@@ -149,7 +149,8 @@ def infer_needs(params: Params, images: Images, device: str, devices: int, machi
             batch = inference_census(fcn, canvas, at_once, infer.precision)
         else:
             number, at_once = infer.deconvnet.proposals, infer.deconvnet.batch
-            batches = images.inferred * (max(number, *infer.growth) if key == "deconvnet" else number) / at_once
+            number = max(number, *infer.growth) if key == "deconvnet" else number
+            batches = images.inferred * (1 if params.crops.context == "whole" else number) / at_once
             batch = inference_census(spec, size, at_once, infer.precision)
         workers = devices if device == "cuda" else cores()
         span = (batches * roofline.predict(batch, machine) + stored * SCORE_SECONDS) / workers

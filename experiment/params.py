@@ -182,7 +182,7 @@ def _check_together(params: Params, path: str | Path) -> None:
                 refuse(f"{key}.{limit}", f"{value} is more than the run's {run.steps} steps; lower it")
         if isinstance(run.drop_at, tuple) and run.drop_at and run.drop_at[-1] >= run.steps:
             refuse(f"{key}.drop_at", f"{run.drop_at[-1]} is not before the run's {run.steps} steps end; lower it")
-    if params.train.resized < params.pretrain.size.input_size:
+    if any(a < b for a, b in zip(settings.pair(params.train.resized), params.pretrain.size.shape, strict=True)):
         refuse("train.resized", f"{params.train.resized} is less than pretrain.size.input_size")
     if "test" in params.infer.splits and not params.fetch.voc_test.addresses:
         refuse("infer.splits", "test is named, but fetch.voc_test has no address; give it one")

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     frame["copies"] = crops.balance(frame["class_id"].to_numpy(), per_class, params.crops.seed, params.crops.max_copies)
     balanced = crops.count_by_class(frame, object_classes, params.dataset.classes)
     frame = frame[frame["copies"] > 0]
-    sheet = crops.render(options.dataset, frame, options.stage == "stage1")
+    sheet = crops.render(options.dataset, frame, options.stage == "stage1" and params.crops.context != "whole")
     with together():
         tables.write(options.out, pa.Table.from_pandas(frame, crops.SCHEMA, preserve_index=False))
         with whole(options.balance) as file:

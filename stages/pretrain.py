@@ -19,6 +19,7 @@ from deconvnet.nets import files
 from deconvnet.nets.vgg import LAYERS, Classifier
 from deconvnet.nets.weights import load_encoder, read_vgg16
 from deconvnet.pixels import ImageStore
+from deconvnet.settings import pair
 from deconvnet.training import devices, origin
 from deconvnet.training.backgrounds import with_backgrounds
 from deconvnet.training.loop import Trainer
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> None:
     store = ImageStore(options.dataset, ids, len(classes), settings.run.memory_gb, worker.device, worker.shared_memory)
     table = with_backgrounds(table, store, settings.background, settings.run.seed)
     batches = Batches(
-        store, table, "class", (settings.resized,) * 2, (settings.size.input_size,) * 2, flip=True,
+        store, table, "class", pair(settings.resized), settings.size.shape, flip=True,
         seed=settings.run.seed, fraction=settings.run.held_out, limit=settings.run.held_out_crops,
         device=worker.device,
     )  # fmt: skip

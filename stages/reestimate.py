@@ -12,6 +12,7 @@ from deconvnet.files import file_hash
 from deconvnet.nets import files
 from deconvnet.nets.layers import batch_norms
 from deconvnet.pixels import ImageStore
+from deconvnet.settings import pair
 from deconvnet.training import devices, statistics
 from deconvnet.training.lanes import Lanes
 from experiment import params as parameters
@@ -43,8 +44,8 @@ def main(arguments: list[str]) -> None:
     ids = set(table["image_id"])
     store = ImageStore(options.dataset, ids, classes, memory_gb, worker.device, worker.shared_memory)
     batches = Batches(
-        store, table, "scene", (resized,) * 2, (net.encoder.size.input_size,) * 2, flip=flip, seed=seed,
-        fraction=0, limit=0, device=worker.device,
+        store, table, "scene", pair(resized), net.encoder.size.shape, flip=flip, seed=seed, fraction=0, limit=0,
+        device=worker.device,
     )  # fmt: skip
     net.to(worker.device, memory_format=torch.channels_last)
     lanes = Lanes(net, precision, worker.device, torch.get_num_threads())

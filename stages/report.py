@@ -89,11 +89,12 @@ def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
             if not all(inside(part, row["height"], row["width"]) for part in (own, np.array(row["instance_boxes"]))):
                 where = f"{options.dataset / name}: {row['image_id']}"
                 raise InputError(f"{where}: boxes beyond the image; run `dvc repro`")
-            places = windows(own, *frame)
+            size, objects = (row["height"], row["width"]), row["instance_boxes"]
+            places = windows(own, *frame, size)
             found[row["image_id"]] = row | {
                 "growth": grown,
                 "windows": places[places[:, 2:].min(1) >= least],
-                "object_windows": windows(row["instance_boxes"], *frame),
+                "object_windows": np.broadcast_to(windows(objects, *frame, size), (len(objects), 4)),
             }
     if lost := ids - found.keys():
         raise InputError(f"{options.images}: has {min(lost)}, which {options.dataset} lacks; run `dvc repro evaluate`")

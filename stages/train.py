@@ -3,6 +3,8 @@
     python -m stages.train stage1 --init data/weights/encoder.pt --crops data/crops/stage1.parquet ...
     python -m stages.train stage2 --init data/models/stage1.pt   --crops data/crops/stage2.parquet ...
 
+With crops.context `whole` the windows are whole images, and both stages learn all that they show.
+
 Several GPUs: `torchrun --nproc-per-node 4 -m stages.train stage1 ...`; the batch of the parameters is spread over them.
 """
 
@@ -17,7 +19,7 @@ from deconvnet.nets import files
 from deconvnet.nets.deconvnet import DeconvNet
 from deconvnet.nets.weights import encoder_state, load_encoder
 from deconvnet.pixels import ImageStore
-from deconvnet.settings import Size, Training
+from deconvnet.settings import Size, Training, pair
 from deconvnet.training import devices, origin
 from deconvnet.training.devices import Worker
 from deconvnet.training.loop import Trainer
@@ -61,8 +63,8 @@ def main(arguments: list[str]) -> None:
         options.dataset, set(table["image_id"]), len(classes), settings.memory_gb, worker.device, worker.shared_memory
     )
     batches = Batches(
-        store, table, "instance" if options.stage == "stage1" else "scene", (resized,) * 2,
-        (net.encoder.size.input_size,) * 2, flip=flip, seed=settings.seed, fraction=settings.held_out,
+        store, table, "instance" if options.stage == "stage1" and params.crops.context != "whole" else "scene",
+        pair(resized), net.encoder.size.shape, flip=flip, seed=settings.seed, fraction=settings.held_out,
         limit=settings.held_out_crops, device=worker.device,
     )  # fmt: skip
     provenance = origin.describe(

@@ -70,7 +70,7 @@ def pictures(shards: list[Shard], plan: Plan) -> Iterator[Picture]:
                         f"{shard.proposals}: {entry['image_id']}: a box beyond the image; run `dvc repro proposals`"
                     )
                 found, most = boxes.get(entry["image_id"], np.zeros((0, 4))), max(settings.proposals, *plan.growth, 0)
-                windows = select(found, crops.context, crops.square, settings.min_side, most)
+                windows = select(found, crops.context, crops.square, settings.min_side, most, image.shape[:2])
             yield Picture(entry["image_id"], image, windows)
 
 

@@ -18,13 +18,19 @@ from deconvnet.settings import WindowInference
 OPEN = 32  # images under way at once, at most: each holds its scores in memory
 
 
-def select(boxes: np.ndarray, context: float, square: bool, min_side: int, number: int) -> np.ndarray:
+def select(
+    boxes: np.ndarray, context: float | str, square: bool, min_side: int, number: int,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:  # fmt: skip
     """The windows of an image's best proposals.
 
     boxes: float32 (N, 4), best first. context, square: as the net was trained (settings.Crops). min_side: px; boxes
-    whose window has a shorter side are passed over. Returns int32 (n, 4), n at most `number`.
+    whose window has a shorter side are passed over. size: height and width of the image, which is the one window where
+    context is "whole". Returns int32 (n, 4), n at most `number`.
     """
-    found = windows(boxes, context, square)
+    found = windows(boxes, context, square, size)
+    if context == "whole":
+        return found
     return found[found[:, 2:].min(1) >= min_side][:number]
 
 
@@ -89,31 +95,31 @@ def by_windows(
 
 
 def score_windows(net: nn.Module, images: list, places: np.ndarray, precision: str) -> Tensor:
-    """Score maps, float32 (B, C, S, S), of windows `places` (B, 4), each of its image as in `Pending`."""
-    device, side = next(net.parameters()).device, net.encoder.size.input_size
-    crops = gather_windows(images, places, side) if device.type == "cuda" else cut_windows(images, places, side)
+    """Score maps, float32 (B, C, h, w), of windows `places` (B, 4), each of its image as in `Pending`."""
+    device, size = next(net.parameters()).device, net.encoder.size.shape
+    crops = gather_windows(images, places, size) if device.type == "cuda" else cut_windows(images, places, size)
     with arithmetic(device, precision):
-        maps = net(crops.contiguous(memory_format=torch.channels_last))  # (B, C, S, S)
+        maps = net(crops.contiguous(memory_format=torch.channels_last))  # (B, C, h, w)
     return maps.float()
 
 
-def cut_windows(images: list[np.ndarray], places: np.ndarray, side: int) -> Tensor:
-    """Windows `places` (B, 4), each of its image uint8 (H, W, 3), resized: float32 (B, 3, side, side), RGB 0 to 255.
+def cut_windows(images: list[np.ndarray], places: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Windows `places` (B, 4), each of its image uint8 (H, W, 3), resized: float32 (B, 3, *size), RGB 0 to 255.
 
     The same as `deconvnet.pixels.cut` to rounding, black outside, at a tenth of its time on a CPU.
     """
-    crops = np.empty((len(images), side, side, 3), np.float32)
+    crops = np.empty((len(images), *size, 3), np.float32)
     for crop, image, (x, y, side_x, side_y) in zip(crops, images, places.tolist(), strict=True):
         height, width = image.shape[:2]
         left, right, top, bottom = max(x, 0), min(x + side_x, width), max(y, 0), min(y + side_y, height)
         window = np.zeros((side_y, side_x, 3), np.float32)
         if left < right and top < bottom:
             window[top - y : bottom - y, left - x : right - x] = image[top:bottom, left:right]
-        cv2.resize(window, (side, side), dst=crop)
+        cv2.resize(window, size[::-1], dst=crop)
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-def gather_windows(images: list[Tensor], places: np.ndarray, side: int) -> Tensor:
+def gather_windows(images: list[Tensor], places: np.ndarray, size: tuple[int, int]) -> Tensor:
     """`cut_windows` of images int32 (H, W) on a device, all at once there; one image may come several times."""
     unique = {id(image): image for image in images}
     order = {key: number for number, key in enumerate(unique)}
@@ -125,7 +131,7 @@ def gather_windows(images: list[Tensor], places: np.ndarray, side: int) -> Tenso
     numbers = np.array([order[id(image)] for image in images])
     wanted = upload(np.column_stack([numbers, places]), device)  # int64 (B, 5)
     crops, _ = cut(
-        pixels, wanted[:, 0], wanted[:, 1:], (side, side), torch.zeros_like(wanted[:, :2]), (side, side),
+        pixels, wanted[:, 0], wanted[:, 1:], size, torch.zeros_like(wanted[:, :2]), size,
         torch.zeros_like(wanted[:, 0], dtype=torch.bool),
     )  # fmt: skip
     return crops

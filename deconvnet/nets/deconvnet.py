@@ -67,16 +67,16 @@ class DeconvNet(nn.Module):
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) RGB, 0 to 255, S the size's input_size -> (B, classes, S, S) scores before the softmax."""
+        """(B, 3, H, W) RGB, 0 to 255, of the size's shape -> (B, classes, H, W) scores before the softmax."""
         pools = self.encoder.pools(self.encoder.normalise(images))
         x = self.encoder.fc6(pools[-1][0])  # (B, fc, 1, 1)
         x = self.encoder.fc7(x)  # (B, fc, 1, 1)
-        x = self.fc6_deconv(x)  # (B, 8w, S/32, S/32)
+        x = self.fc6_deconv(x)  # (B, 8w, H/32, W/32)
         for number, block in BLOCKS.items():
             if self.spec["unpooling"] == "switches":
-                x = unpool(x, pools[number - 1][1])  # (B, C, 2H, 2W), H = S / 2^number
+                x = unpool(x, pools[number - 1][1])  # (B, C, H/2^(number-1), W/2^(number-1))
             elif self.spec["unpooling"] == "bilinear":
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             for index in range(1, len(block) + 1):
                 x = getattr(self, f"deconv{number}_{index}")(x)
-        return self.score(x)  # (B, classes, S, S)
+        return self.score(x)  # (B, classes, H, W)

@@ -65,23 +65,22 @@ class FCN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB, 0 to 255 -> (B, classes, H, W) scores before the softmax."""
         height, width = images.shape[-2:]
-        kernel = self.encoder.size.fc_kernel
-        padding = 16 * kernel - 16 + self.stride // 2
-        before = padding - 1  # conv1_1 pads by the last one itself
-        pools = self.pools(F.pad(self.encoder.normalise(images), [before] * 4))
+        kernel = self.encoder.size.fc_kernel  # height, width
+        down, right = (16 * k - 16 + self.stride // 2 - 1 for k in kernel)  # conv1_1 pads by the last one itself
+        pools = self.pools(F.pad(self.encoder.normalise(images), [right, right, down, down]))
         x = self.dropout6(self.encoder.fc6(pools[4]))
         x = self.dropout7(self.encoder.fc7(x))
         x = self.score_fc7(x)  # (B, classes, H/32, W/32), about
         skips = zip(
-            (pools[3], pools[2]), (kernel - 2, 2 * kernel - 5), self.skip_scales, self.score_pools, self.upsamplings,
-            strict=False,  # FCN-16s and 32s have fewer scores
+            (pools[3], pools[2]), ([k - 2 for k in kernel], [2 * k - 5 for k in kernel]), self.skip_scales,
+            self.score_pools, self.upsamplings, strict=False,  # FCN-16s and 32s have fewer scores
         )  # fmt: skip
-        for values, offset, scale, score, upsampling in skips:
+        for values, (top, left), scale, score, upsampling in skips:
             x = upsampling(x)  # (B, classes, 2H, 2W), about
             finer = score(values * scale)
-            # crop where it lies beyond x, pad where it falls short: with a small kernel `offset` is below 0
-            below, aside = (x.shape[axis] + offset - finer.shape[axis] for axis in (2, 3))
-            x = x + F.pad(finer, [-offset, aside, -offset, below])
+            # crop where it lies beyond x, pad where it falls short: with a small kernel the offsets are below 0
+            below, aside = x.shape[2] + top - finer.shape[2], x.shape[3] + left - finer.shape[3]
+            x = x + F.pad(finer, [-left, aside, -top, below])
         # The last upsampling, a transposed convolution with the bilinear filter, begins half a stride earlier.
         x = F.interpolate(x, scale_factor=self.stride, mode="bilinear")
         first = 31 - self.stride // 2

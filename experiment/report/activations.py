@@ -13,7 +13,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 @torch.inference_mode()
 def activations(net: DeconvNet, picture: np.ndarray) -> dict[str, np.ndarray]:
-    """Maps float32 (C, H, W) of every layer behind fc7 for a picture uint8 (S, S, 3), in the net's order."""
+    """Maps float32 (C, H, W) of every layer behind fc7 for a picture uint8 (h, w, 3), in the net's order."""
     kept, modules = {}, dict(net.named_children())
 
     def keep(name: str):
@@ -30,18 +30,18 @@ def activations(net: DeconvNet, picture: np.ndarray) -> dict[str, np.ndarray]:
     return kept
 
 
-def largest_object(row: dict, side: int) -> tuple[np.ndarray, int]:
-    """The window of an image's largest object as the net sees it, uint8 (side, side, 3), and the object's class."""
+def largest_object(row: dict, size: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """The window of an image's largest object as the net sees it, uint8 (*size, 3), and the object's class."""
     largest = int(np.argmax(row["instance_areas"]))
     image = decode_image(row["image"])
     crop, _ = cut_window(image, np.zeros(image.shape[:2], np.uint8), row["object_windows"][largest])
-    return cv2.resize(crop, (side, side)), row["instance_classes"][largest]
+    return cv2.resize(crop, size[::-1]), row["instance_classes"][largest]
 
 
 def layers(net: DeconvNet, row: dict, classes: list[str], side: int) -> list[Cell]:
     """The window of the largest object, then the channel with the largest mean of every layer; of the scores, the
     object's class."""
-    picture, kind = largest_object(row, net.encoder.size.input_size)
+    picture, kind = largest_object(row, net.encoder.size.shape)
     name, what = classes[kind], f"{classes[kind]}, {row['image_id']}"
     cells = [Cell("Input", what, f"Window around an object: {what}.", photo(fit(picture, side)))]
     for layer, maps in activations(net, picture).items():

@@ -140,10 +140,10 @@ def test_the_two_ways_to_cut_windows_agree():
     images, places = zip(*((image, window) for image, windows in pictures(4) for window in windows), strict=True)
     places = np.array([*places, [500, 500, 9, 9], [-7, 3, 128, 128], [0, 0, 64, 64], [0, 5, 1, 1]], np.int32)
     images += images[:1] * 4
-    fast = cut_windows(list(images), places, 64)
+    fast = cut_windows(list(images), places, (64, 96))
     shared = {id(image): torch.from_numpy(four_bytes(image)) for image in images}
-    gathered = gather_windows([shared[id(image)] for image in images], places, 64)
-    assert fast.shape == (31, 3, 64, 64) and fast.is_contiguous(memory_format=torch.channels_last)
+    gathered = gather_windows([shared[id(image)] for image in images], places, (64, 96))
+    assert fast.shape == (31, 3, 64, 96) and fast.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(fast, gathered, rtol=0, atol=5e-3)  # of 255
     assert not fast[27].any()  # beyond the border: black
 

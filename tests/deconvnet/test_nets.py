@@ -49,7 +49,9 @@ def test_fcn_scores_every_pixel(stride, height, width):
 
 
 SIZES = pytest.mark.parametrize(
-    "size", [TINY, Size(4, 16, 96), Size(4, 16, 224)], ids=["kernel 2", "kernel 3", "kernel 7"]
+    "size",
+    [TINY, Size(4, 16, 96), Size(4, 16, 224), Size(4, 16, (64, 224))],
+    ids=["kernel 2", "kernel 3", "kernel 7", "kernel 2x7"],
 )
 
 

@@ -1,0 +1,142 @@
+"""DeconvNet on whole images of any shape: `crops.context: whole` and an input of height and width."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from deconvnet import Predictor, crops, nets, predict, tables
+from deconvnet.boxes import windows
+from deconvnet.errors import InputError
+from deconvnet.images import decode_image
+from deconvnet.inference.models import load_net
+from deconvnet.inference.windows import select
+from deconvnet.nets import files
+from deconvnet.scores import decode
+from deconvnet.settings import Size
+from experiment.params import load
+from stages import infer, reestimate, train
+from tests.world import CLASSES, CPU, arguments, equal, reestimation_arguments, weights, write_experiment, write_params
+
+SPEC = {"kind": "deconvnet", "classes": 12, "eps": None}
+SHAPE = [64, 96]  # height and width
+WHOLE = {"crops": {"context": "whole", "square": True}}
+
+
+def test_the_shapes_of_a_camvid_net():
+    """1 x 3 x 352 x 480 -> 1 x 12 x 352 x 480, the contract of the whole-image variants that are around."""
+    size = {"width": 64, "fc_width": 4096, "input_size": [352, 480]}
+    with torch.device("meta"):
+        net = nets.build(SPEC | {"size": size})
+    assert net(torch.empty(1, 3, 352, 480, device="meta")).shape == (1, 12, 352, 480)
+    assert net.encoder.fc6.conv.weight.shape == (4096, 512, 11, 15)  # all of pool5: 352 / 32 and 480 / 32
+    assert net.fc6_deconv.conv.weight.shape == (4096, 512, 11, 15)
+    size |= {"width": 2, "fc_width": 8}
+    net = nets.build(SPEC | {"size": size}).eval()
+    with torch.no_grad():
+        scores = net(torch.randint(0, 256, (1, 3, 352, 480)))
+    assert scores.shape == (1, 12, 352, 480) and scores.isfinite().all()
+
+
+def test_sizes():
+    assert Size(4, 8, 64).shape == (64, 64) and Size(4, 8, [64, 96]).fc_kernel == (2, 3)
+    for size in (100, [64, 100], [64], [64, 64, 64]):
+        with pytest.raises(ValueError, match="input_size: "):
+            Size(4, 8, size)
+
+
+def test_the_window_is_the_image():
+    boxes = np.array([[10, 10, 20, 20], [1, 2, 3, 4]])
+    assert windows(boxes, "whole", True, (50, 80)).tolist() == [[0, 0, 80, 50]]
+    for found in (boxes, boxes[:0]):
+        assert select(found, "whole", True, 1000, 50, (50, 80)).tolist() == [[0, 0, 80, 50]]
+
+
+def test_every_image_once_for_each_class_in_it(tmp_path):
+    rows = [
+        {"image_id": "a", "height": 50, "width": 80, "instance_classes": [2, 1, 2, 3], "instance_areas": [9, 9, 9, 0],
+         "instance_boxes": [[0, 0, 3, 3]] * 4},
+        {"image_id": "b", "height": 60, "width": 70, "instance_classes": [], "instance_areas": [],
+         "instance_boxes": []},
+        {"image_id": "c", "height": 40, "width": 30, "instance_classes": [3], "instance_areas": [9],
+         "instance_boxes": [[0, 0, 3, 3]]},
+    ]  # fmt: skip
+    tables.write(tmp_path / "train-000.parquet", pa.Table.from_pylist(rows))
+    frame, classes = crops.find_windows(tmp_path, "trainaug", "whole", True, tmp_path / "no-proposals")
+    assert frame.to_numpy().tolist() == [
+        ["a", 0, 0, 80, 50, 2, 1], ["a", 0, 0, 80, 50, 1, 2], ["c", 0, 0, 30, 40, 1, 3]
+    ]  # fmt: skip
+    assert classes.tolist() == [2, 1, 2, 3]  # of the objects that are there
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An experiment on whole images, with an untrained encoder for SHAPE."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment(tmp_path)
+    torch.manual_seed(3)
+    size = {"width": 4, "fc_width": 16, "input_size": SHAPE}
+    net = nets.build({"kind": "classifier", "size": size, "classes": len(CLASSES), "eps": 1e-5})
+    files.save("encoder.pt", net.spec, net.state_dict(), {})
+    rows = tables.read("dataset/train-000.parquet", ["image_id", "height", "width"]).to_pylist()
+    table = pd.DataFrame({"image_id": [row["image_id"] for row in rows], "x": 0, "y": 0})
+    table["side_x"], table["side_y"] = [row["width"] for row in rows], [row["height"] for row in rows]
+    table = table.assign(instance=1, class_id=1, copies=1)
+    tables.write("crops.parquet", pa.Table.from_pandas(table, preserve_index=False))
+    write(WHOLE)
+    return tmp_path
+
+
+def write(changes):
+    write_params(Path(), changes | {
+        "pretrain": {"size": {"width": 4, "fc_width": 16, "input_size": SHAPE}, "resized": [72, 108]},
+        "train": {"resized": [72, 108]}, "infer": {"precision": "float32"},
+    })  # fmt: skip
+
+
+def test_training_to_prediction(folder):
+    train.main(["stage1", *arguments("s1")])
+    losses = pd.read_csv("s1.csv")["loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    train.main(["stage2", *arguments("s2")])  # from the encoder, too
+    assert equal(weights("s1.pt"), weights("s2.pt"))  # so stage 1 learns all that an image shows, not one object
+    write({"crops": {"context": 1.2}})
+    train.main(["stage1", *arguments("alone")])
+    assert not equal(weights("s1.pt"), weights("alone.pt"))
+    write(WHOLE)
+    reestimate.main(reestimation_arguments("deconvnet.pt"))
+
+    net, about = load_net("deconvnet.pt", CPU, "float32")
+    assert net.encoder.size.shape == (64, 96) and about["windows"]["context"] == "whole"
+    row = tables.read("dataset/train-000.parquet").to_pylist()[0]
+    wanted = predict(net, decode_image(row["image"]))
+    result = Predictor("deconvnet.pt", inference=load("params.json").infer)(decode_image(row["image"]))
+    assert result.windows == 1
+    np.testing.assert_allclose(result.probabilities, wanted, atol=1e-5)
+
+    boxes = {"image_id": pa.array([], pa.string())}
+    boxes |= {name: pa.array([], pa.float32()) for name in ("x", "y", "width", "height")}
+    tables.write("proposals/train-000.parquet", pa.table(boxes))  # none, and none is needed
+    line = "--model deconvnet.pt --dataset dataset --proposals proposals --out scores --shards train-000 --growth"
+    infer.main(f"{line} --params params.json".split())
+    scored = tables.read("scores/train-000.parquet").to_pylist()[0]
+    assert scored["windows"] == 1 and len(set(scored["growth"])) == 1
+    assert (decode(scored, len(CLASSES)).argmax(0) == wanted.argmax(0)).mean() > 0.99
+
+
+def test_parameters_that_do_not_fit(folder):
+    params = json.loads((folder / "params.json").read_text())
+    for section, key, value, message in (
+        ("train", "resized", [72, 90], "less than pretrain.size.input_size"),
+        ("train", "resized", [72], "resized: .* a side in px, or height and width"),
+        ("pretrain", "resized", [64, 95], "pretrain: resized: .* is less than size.input_size"),
+        ("crops", "context", "all", "crops.context: 'all' is not allowed"),
+    ):
+        changed = params | {section: params[section] | {key: value}}
+        (folder / "params.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=message):
+            load("params.json")
