@@ -21,8 +21,8 @@ PLUMBING = {
     "deconvnet/__init__.py", "deconvnet/census.py", "deconvnet/cost.py", "deconvnet/errors.py", "deconvnet/fields.py",
     "deconvnet/files.py", "deconvnet/progress.py", "deconvnet/provenance.py", "deconvnet/roofline.py",
     "deconvnet/settings.py", "deconvnet/steps.py", "deconvnet/training/flops.py",
-    "experiment/__init__.py", "experiment/check.py", "experiment/cli.py", "experiment/machine.py",
-    "experiment/params.py", "stages/__init__.py",
+    "experiment/__init__.py", "experiment/check.py", "experiment/cli.py", "experiment/live.py",
+    "experiment/machine.py", "experiment/params.py", "stages/__init__.py",
 }  # fmt: skip
 ROOT = Path(__file__).parents[1]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deconvnet.errors import InputError
 from deconvnet.files import remove_unfinished, whole
+from experiment import live
 
 TIMES = Path("data/times")  # a file for every command that ended: no stage's output, since times differ
 _ends: list[float] = []  # when this command began, and when each part of it that `record` was told of ended
@@ -29,6 +30,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         signal.signal(number, _stop)
         os.register_at_fork(after_in_child=functools.partial(signal.signal, number, signal.SIG_DFL))
     try:
+        live.follow(sys.argv[1:])
         main(sys.argv[1:])
         if len(_ends) == 1:
             record(sys.argv[1:])

@@ -47,8 +47,8 @@ def cache_of(built: Path) -> Path:
 
 
 def files_of(experiment: Path) -> dict[str, bytes]:
-    """Every artifact; checkpoints and times are none."""
-    paths = [*(experiment / "data").glob("[!ct]*/**/*.*"), *(experiment / "data/crops").iterdir(),
+    """Every artifact; checkpoints, live curves and times are none."""
+    paths = [*(path for path in (experiment / "data").glob("[!ct]*/**/*.*") if "live" not in path.parts), *(experiment / "data/crops").iterdir(),
              *(path for path in (experiment / "reports").rglob("[!.]*") if path.is_file())]  # fmt: skip
     return {str(path.relative_to(experiment)): path.read_bytes() for path in paths}
 
