@@ -48,8 +48,9 @@ def cache_of(built: Path) -> Path:
 
 def files_of(experiment: Path) -> dict[str, bytes]:
     """Every artifact; checkpoints, live curves and times are none."""
-    paths = [*(path for path in (experiment / "data").glob("[!ct]*/**/*.*") if "live" not in path.parts), *(experiment / "data/crops").iterdir(),
-             *(path for path in (experiment / "reports").rglob("[!.]*") if path.is_file())]  # fmt: skip
+    folders = [path for path in (experiment / "data").iterdir() if path.name not in ("checkpoints", "live", "times")]
+    paths = [path for folder in folders for path in folder.glob("**/*.*")]
+    paths += [path for path in (experiment / "reports").rglob("[!.]*") if path.is_file()]
     return {str(path.relative_to(experiment)): path.read_bytes() for path in paths}
 
 
