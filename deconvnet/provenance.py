@@ -22,7 +22,7 @@ PLUMBING = {
     "deconvnet/errors.py", "deconvnet/fields.py", "deconvnet/files.py", "deconvnet/progress.py",
     "deconvnet/provenance.py", "deconvnet/roofline.py", "deconvnet/settings.py", "deconvnet/steps.py",
     "deconvnet/training/flops.py", "experiment/__init__.py", "experiment/check.py", "experiment/cli.py",
-    "experiment/machine.py", "experiment/params.py", "stages/__init__.py",
+    "experiment/live.py", "experiment/machine.py", "experiment/params.py", "stages/__init__.py",
 }  # fmt: skip
 ROOT = Path(__file__).parents[1]
 

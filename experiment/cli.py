@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deconvnet.errors import InputError
 from deconvnet.files import FULL, remove_unfinished, whole
+from experiment import live
 
 ROOM, ACCESS = "make room", "grant access"
 REMEDIES = dict.fromkeys(FULL, ROOM) | dict.fromkeys((errno.EACCES, errno.EROFS, errno.EPERM), ACCESS)
@@ -37,6 +38,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a picture's name need not be text
     try:
+        live.follow(sys.argv[1:])
         call(main, sys.argv[1:])
         if len(_ends) == 1:
             record(sys.argv[1:])

@@ -124,6 +124,8 @@ def main(arguments: list[str]) -> None:
     except OSError as error:
         raise InputError(f"{options.out}: {error.strerror}; choose a folder that can be written as --out") from None
     predictor = make_predictor(options)
+    known = ", ".join(predictor.classes)
+    print(f"{options.model}: knows {known}; whatever else a picture shows is labelled as one of them")
     failures = []
     with progress(total=len(files), unit="picture", desc="predict") as bar:
 

@@ -19,7 +19,7 @@ from deconvnet.systems import FINAL, GROWING, SYSTEMS
 from experiment.cli import run
 from experiment.machine import cores
 from experiment.params import DrawnVoc, Params, load
-from experiment.report import activations, browser, charts, claims, galleries, paper, reading
+from experiment.report import activations, browser, cards, charts, claims, galleries, paper, reading
 from experiment.report import tables as shown
 from experiment.report.numbers import DASH, percent
 from experiment.report.page import render
@@ -109,9 +109,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--labels", type=Path, required=True, help="folder of the systems that have labels alone")
     parser.add_argument("--images", type=Path, required=True, help="evaluate's table of single images")
     parser.add_argument("--model", type=Path, required=True, help="DeconvNet, whose layers are shown")
+    parser.add_argument("--fcn", type=Path, help="FCN-8s, for its card")
     parser.add_argument("--reports", type=Path, required=True, help="folder of the stages' reports")
     parser.add_argument("--out", type=Path, required=True, help="the page, HTML")
     parser.add_argument("--browser", type=Path, help="folder of every evaluated image, with a page of its own")
+    parser.add_argument("--cards", type=Path, help="the models' cards, Markdown; needs --fcn")
     parser.add_argument("--pictures", type=Path, help="folder for gallery.png and growth.png")
     options = parser.parse_args(arguments)
     params = load()
@@ -164,6 +166,7 @@ def main(arguments: list[str]) -> None:
                 charts.balance("Balance of classes, stage 2", reports["crops_stage2"])],
         confusions={key: shown.row_shares(reports["confusion"], key, classes) for key in [FINAL, *SYSTEMS]},
         browser=options.browser and os.path.relpath(options.browser, options.out.parent),
+        cards=options.cards and os.path.relpath(options.cards, options.out.parent),
         summary=shown.listed(shown.summary(metrics)),
         intervals=shown.intervals(reports["intervals"]),
         galleries=examples, columns=2 + len(galleries.SHOWN), growing=steps,
@@ -176,6 +179,14 @@ def main(arguments: list[str]) -> None:
         if options.browser:
             rows = (row for _, own in read_shards(options, params) for row in own)
             browser.write(options.browser, rows, images, classes, cores())
+        if options.cards:
+            models = {"deconvnet": {"spec": net.spec, "state": net.state_dict(), "about": about}}
+            text = cards.cards(
+                models | {"fcn8s": files.read(options.fcn)}, params, metrics, reports["per_class"],
+                shown.intervals(reports["intervals"]), len(reports["pretrain"]) > 0,
+            )  # fmt: skip
+            with whole(options.cards) as file:
+                file.write_text(text, encoding="utf-8")
         if options.pictures:
             shown_steps = [*map(list, zip(*steps, strict=True))]
             for name, pictures in (("gallery", examples["Typical"]), ("growth", shown_steps)):

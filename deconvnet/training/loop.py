@@ -139,7 +139,10 @@ class Trainer:
                 if ends_row or self.step % self.sync_every == 0:
                     self.fetch_losses()
                     rate = (self.step - first) * run.batch / (time.monotonic() - begin)
-                    bar.set_postfix_str(f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s", refresh=False)
+                    bar.set_postfix_str(
+                        f"loss {self.losses[-1]:.4f}, {rate:.1f} crops/s", refresh=False,
+                        step=self.step, loss=self.losses[-1], lr=self.schedule.rate(self.step - 1), rows=self.rows,
+                    )  # fmt: skip
                     bar.update(self.step - bar.n)
                 if ends_row:
                     self._end_row()

@@ -102,6 +102,7 @@ def test_the_librarys_own_answers(models, options, monkeypatch, capsys):
         assert f"in/{name}.png: {seen}" in out
     assert "flat.png: background 100.0%; no proposals: DeconvNet sees nothing of it" in out
     assert "out/: labels, overlay and report of 3 pictures" in out
+    assert "random.pt: knows background, one, two; whatever else a picture shows is labelled as one of them" in out
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 7), (1, 300), (300, 2), (15, 400)], ids=str)

@@ -16,6 +16,8 @@ from deconvnet.errors import InputError
 from deconvnet.images import VOID, encode_mask
 from deconvnet.metrics import confusion
 from deconvnet.nets import files
+from deconvnet.nets.fcn import FCN
+from deconvnet.settings import Size
 from deconvnet.systems import SYSTEMS
 from experiment.report.galleries import image_iou
 from stages import report
@@ -151,6 +153,16 @@ def test_every_image_is_on_a_page_of_its_own(world):
     assert {"images/index.html", "images/index.html#2011_000002"} <= links
     names = {f"2011_{number:06d}.{suffix}" for number in range(IMAGES) for suffix in ("jpg", "png")}
     assert {path.name for path in (world / "reports/images").iterdir()} == names | {"index.html"}
+
+
+def test_the_models_have_cards(world):
+    assert "models.md" not in make()
+    net = FCN(Size(width=4, fc_width=8, input_size=32), len(CLASSES), 1e-5, 8, (1.0, 1.0), 0.5)
+    files.save("data/models/fcn8s.pt", net.spec, net.state_dict(), {"canvas": [96, 96]})
+    page = make("--cards", "reports/models.md", "--fcn", "data/models/fcn8s.pt")
+    assert 'href="models.md"' in page
+    text = (world / "reports/models.md").read_text()
+    assert "61.7" not in text and "## DeconvNet" in text and "interval over images 55.0 to 65.0" in text
 
 
 def test_the_closing_line(world, capsys):

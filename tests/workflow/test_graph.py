@@ -253,7 +253,7 @@ def test_nothing_that_a_stage_does_not_list_matters(stage, built, tmp_path):
     assert outs
     for name in sorted(outs):
         assert (world / name).read_bytes() == (built / name).read_bytes(), name
-    logs = (".snakemake/", "data/checkpoints/", "data/times/")
+    logs = (".snakemake/", "data/checkpoints/", "data/live/", "data/times/")
     new = {str(path.relative_to(world)) for path in files(tmp_path) - before}
     assert {name for name in new if not name.startswith(logs)} == outs
 

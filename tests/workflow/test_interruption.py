@@ -195,7 +195,8 @@ def everything(experiment: Path) -> dict[str, bytes]:
     page = (experiment / "reports/index.html").read_bytes()
     files = [path for name in ("data", "reports") for path in (experiment / name).rglob("*") if path.is_file()]
     found = {str(path.relative_to(experiment)): path.read_bytes() for path in files}
-    found = {name: data for name, data in found.items() if not name.startswith(("data/times", "data/checkpoints"))}
+    others = ("data/times", "data/checkpoints", "data/live")
+    found = {name: data for name, data in found.items() if not name.startswith(others)}
     found["reports/index.html"] = re.sub(rb"<h3>Times</h3>.*<h3>Parameters</h3>", b"", page, flags=re.S)
     lock = (experiment / "dvc.lock").read_text().replace(hashlib.md5(page).hexdigest(), "")
     return found | {"dvc.lock": lock.replace(f"size: {len(page)}\n", "").encode()}

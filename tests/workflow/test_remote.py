@@ -47,9 +47,10 @@ def cache_of(built: Path) -> Path:
 
 
 def files_of(experiment: Path) -> dict[str, bytes]:
-    """Every artifact; checkpoints and times are none."""
-    paths = [*(experiment / "data").glob("[!ct]*/**/*.*"), *(experiment / "data/crops").iterdir(),
-             *(path for path in (experiment / "reports").rglob("[!.]*") if path.is_file())]  # fmt: skip
+    """Every artifact; checkpoints, live curves and times are none."""
+    folders = [path for path in (experiment / "data").iterdir() if path.name not in ("checkpoints", "live", "times")]
+    paths = [path for folder in folders for path in folder.glob("**/*.*")]
+    paths += [path for path in (experiment / "reports").rglob("[!.]*") if path.is_file()]
     return {str(path.relative_to(experiment)): path.read_bytes() for path in paths}
 
 
