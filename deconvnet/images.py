@@ -118,6 +118,5 @@ def _open(data: bytes, raw: bool = False, formats: tuple[str, ...] = ("JPEG", "P
     except Exception as error:  # Pillow's decoders fail in many ways
         if isinstance(error, MemoryError):
             raise
-        said = " ".join(str(error).split())[:200].replace(f"{io.BytesIO.__module__}.", "")
-        raise ValueError(f"does not decode ({said})") from None
+        raise ValueError(f"does not decode ({' '.join(str(error).split())[:200]})") from None
     return image

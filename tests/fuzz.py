@@ -10,6 +10,8 @@ or left-over files, writes outside the experiment's folder. The same seed gives 
 import argparse
 import contextlib
 import copy
+import hashlib
+import http.server
 import io
 import json
 import os
@@ -22,8 +24,10 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 import traceback
+import types
 import warnings
 import zipfile
 import zlib
@@ -40,9 +44,11 @@ import torch
 import yaml
 from PIL import Image
 
-from deconvnet import tables
+from deconvnet import download, settings, tables
 from deconvnet.errors import InputError
 from deconvnet.nets import files
+from deconvnet.training import loop
+from deconvnet.training.devices import Worker
 from experiment import params as parameters
 from experiment import predict
 from experiment.cli import call
@@ -79,6 +85,8 @@ JUSTIFIED = {
     "reports/value": "a value in its range",
     "pictures/odd": "a picture, if an odd one",
     "pictures/flip": "a picture with other pixels",
+    "pictures/place": "a folder is looked into",
+    "server/odd": "the file arrived, and its checksum holds",
 }
 
 
@@ -644,8 +652,110 @@ def pictures(world: World, chance: random.Random) -> Case:
     return Case(f"pictures/{what}", lambda: world.predict(chance.choice([str(path), "out"])))
 
 
+def checkpoint(world: World, chance: random.Random) -> Case:
+    """The checkpoints of a training; what is resumed is one of the two that were written."""
+    run = settings.Run(steps=4, batch=2, micro_batch=2, batch_norm_crops=None, drop_at=(), validate_every=4)
+    made = types.SimpleNamespace(train_rows=range(2), validation_rows=range(0))
+    trainer = loop.Trainer(make_net(), made, run, Worker(torch.device("cpu")), {}, Path("out/checkpoints"))
+    known = []
+    for step in (1, 2):
+        for parameter in trainer.net.parameters():
+            parameter.data += 1
+        trainer.step = step
+        trainer.best, trainer.best_file = (
+            {"mean_iou": 0.5},
+            trainer.checkpoints.save_best(step, trainer.net.state_dict()),
+        )
+        trainer._save_checkpoint()
+        trainer.checkpoints.wait()
+        known.append([tensor.clone() for tensor in trainer.net.state_dict().values()])
+    path = chance.choice(sorted(Path("out/checkpoints").iterdir()))
+    state = torch.load(path, weights_only=True)
+    what = chance.choice(["bytes", "bytes", "bytes", "place", "content", "content", "swapped"])
+    if what == "bytes":
+        what = chance.choice(list(BYTES))
+        path.write_bytes(BYTES[what](path.read_bytes(), chance))
+    elif what == "place":
+        what = chance.choice(PLACES)
+        place(path, what)
+    elif what == "swapped":
+        shutil.copy("data/models/fcn8s.pt", path)
+    else:
+        where = chance.choice(leaves(state))
+        old = state[where[0]]
+        values = [..., None, 7, "x", [], {}, torch.zeros(2), torch.tensor(float("nan"))]
+        if isinstance(old, torch.Tensor):
+            values += [torch.full_like(old, torch.nan)] if old.is_floating_point() else []
+        torch.save(changed(state, where, chance.choice(values)), path)
+    resumed = loop.Trainer(make_net(), made, run, Worker(torch.device("cpu")), {}, Path("out/checkpoints"))
+
+    def same():
+        now = list(resumed.net.state_dict().values())
+        fresh = list(make_net().state_dict().values())
+        found = (all(map(torch.equal, now, each)) for each in (*known, fresh))
+        check(any(found) or what == "content")
+
+    return Case(f"checkpoints/{what}", resumed._resume, same)
+
+
+BODY = bytes(range(256)) * 400
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+    """Answers by the server's source of chance: now and then as it should."""
+
+    def do_GET(self):
+        chance, write = self.server.chance, self.wfile.write
+        with contextlib.suppress(OSError):
+            if chance.random() < 0.1:
+                return write(chance.choice([b"", b"junk\r\n\r\n", b"HTTP/9.9 abc\r\n", b"HTTP/1.1 200 OK\r\nx" * 200]))
+            asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+            start = int(asked[1]) if asked else 0
+            good = 206 if asked else 200
+            self.send_response(chance.choice([good] * 6 + [200, 206, 204, 301, 302, 403, 404, 416, 429, 500, 503]))
+            length = len(BODY) - start
+            for name, values in {
+                "Content-Length": [length] * 5 + [0, 7, length * 9, -1, "x", "1" * 500, None],
+                "Content-Range": [f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"] * 4 + ["bytes */0", "x", "9-1/0", None],
+                "Location": ["file:///etc/passwd", "/loop", "http://[", "ftp://x/y", "x" * 9999],
+                "Content-Encoding": [None] * 5 + ["gzip", "deflate", "x"],
+                "Retry-After": [None, "x", "-1", "1e999", "9" * 99],
+                "Transfer-Encoding": [None] * 9 + ["chunked"], "ETag": [None, '"a"', "\x1b[31m"],
+            }.items():  # fmt: skip
+                if (value := chance.choice(values)) is not None:
+                    self.send_header(name, str(value))
+            self.end_headers()
+            body = BODY[start:]
+            write(
+                chance.choice([body] * 4 + [body[: chance.randrange(len(body) + 1)], body * 3, chance.randbytes(999)])
+            )
+
+    def log_message(self, *_):
+        pass
+
+
+def server(world: World, chance: random.Random) -> Case:
+    """A host that answers wrongly; what arrives is the file, or nothing has its name."""
+    file = Path("out/file")
+    digest = hashlib.sha256(BODY).hexdigest()
+
+    def run():
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as host:
+            host.chance = random.Random(chance.random())
+            thread = threading.Thread(target=host.serve_forever, args=(0.01,), daemon=True)
+            thread.start()
+            patience = download.Patience(attempts=2, timeout=(1.0, 1.0), sleep=lambda _: None)
+            address = f"http://127.0.0.1:{host.server_address[1]}/file"
+            try:
+                download.fetch(file, [address], download.Expected(len(BODY), sha256=digest), patience)
+            finally:
+                host.shutdown()
+
+    return Case("server/odd", run, lambda: check(file.read_bytes() == BODY))
+
+
 FAMILIES = {"archives": archives, "parameters": params, "tables": table, "models": model, "reports": reports,
-            "pictures": pictures}  # fmt: skip
+            "pictures": pictures, "checkpoints": checkpoint, "server": server}  # fmt: skip
 
 
 def one(world: World, family: str, seed: str) -> tuple[str, str]:
@@ -678,7 +788,7 @@ def one(world: World, family: str, seed: str) -> tuple[str, str]:
             if len(said) > 3000 or not said.isprintable():
                 outcome = "unclear", repr(said[:3000])
             elif left := [path for path in world.folder.rglob("*") if path not in inputs and path.is_file()
-                          and "predicted" not in path.parts]:  # fmt: skip
+                          and "predicted" not in path.parts and path.suffix != ".part"]:  # fmt: skip
                 outcome = "half-written", f"{case.kind}: {left}"
         except Hang:
             outcome = "hang", case.kind
@@ -699,6 +809,8 @@ def one(world: World, family: str, seed: str) -> tuple[str, str]:
 
 def acceptable(kind: str) -> bool:
     """Values of tables and lost columns: which of them a stage reads, and which it refuses, is drawn."""
+    if kind.startswith("checkpoints/"):
+        return True  # each falls back to the other, or the training starts afresh: `same` looks at the weights
     return kind.startswith("tables/") and kind.split("/")[1] not in ("noise", "cut", *PLACES)
 
 
