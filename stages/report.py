@@ -11,7 +11,7 @@ from deconvnet import contents, scores, tables
 from deconvnet.boxes import inside, proposed, windows
 from deconvnet.errors import InputError
 from deconvnet.files import together, whole
-from deconvnet.images import PALETTE, VOC_CLASSES, VOID
+from deconvnet.images import PALETTE, VOC_CLASSES, VOID, decode_mask, decode_row
 from deconvnet.nets import files
 from deconvnet.systems import FINAL, GROWING, SYSTEMS
 from experiment.cli import run
@@ -75,6 +75,7 @@ def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
             own = boxes.get(row["image_id"], np.zeros((0, 4)))
             if not all(inside(part, row["height"], row["width"]) for part in (own, np.array(row["instance_boxes"]))):
                 raise InputError(f"{shard}: {row['image_id']}: boxes beyond the image; run `dvc repro`")
+            check_picture(row, [labels[key][index]["labels"] for key in labels], grown, params)
             places = windows(own, *frame)
             found[row["image_id"]] = row | {
                 "labels": {key: table[index]["labels"] for key, table in labels.items()},
@@ -85,6 +86,25 @@ def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
     if lost := ids - found.keys():
         raise InputError(f"{options.images}: has {min(lost)}, which {options.dataset} lacks; run `dvc repro evaluate`")
     return found
+
+
+def check_picture(row: dict, labels: list[bytes], growth: list[bytes] | None, params: Params) -> None:
+    """Raise InputError where what is drawn of an image is not of its size or has other classes."""
+    numbers, classes = len(params.infer.growth), len(params.dataset.classes)
+    if len(growth or ()) != numbers:
+        raise InputError(f"{row['image_id']}: {len(growth or ())} growing labels, but infer.growth has {numbers}; "
+                         "run `dvc repro`")  # fmt: skip
+    _, truth, _ = decode_row(row, classes)
+    for data in (*labels, *growth):
+        try:
+            mask = decode_mask(data)
+            if mask.shape != truth.shape or mask.max() >= classes:
+                raise ValueError(
+                    f"labels of {mask.shape[1]}x{mask.shape[0]} px, up to {mask.max()}; it is of another "
+                    f"size than {truth.shape[1]}x{truth.shape[0]} or has more than {classes} classes"
+                )
+        except ValueError as error:
+            raise InputError(f"{row['image_id']}: {error}; run `dvc repro`") from None
 
 
 def main(arguments: list[str]) -> None:

@@ -66,11 +66,13 @@ def place(path: Path, name: str) -> None:
         path.symlink_to(path.name)
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def giant(width: int = 60_000, height: int = 60_000, kind: int = 3) -> bytes:
     """A PNG of a few bytes that says it is of so many pixels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
     palette = chunk(b"PLTE", bytes(768)) if kind == 3 else b""
@@ -87,9 +89,6 @@ def grey4(instances: np.ndarray) -> bytes:
     """A grey PNG of 4 bits, which Pillow reads and does not write."""
     height, width = instances.shape
     rows = b"".join(b"\0" + bytes((row[::2] << 4) | row[1::2]) for row in instances)
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 4, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -62,6 +62,7 @@ MEMORY = 2 << 30  # bytes
 JUSTIFIED = {
     "archives/none": "nothing was damaged",
     "archives/flip": "a JPEG bears changed bits; fetch's checksum guards the real archives",
+    "archives/cut": "the padding after a tar's end was cut",
     "archives/zero": "as flip, and the padding of a tar",
     "archives/repeat a member": "tar: the last of a name counts",
     "archives/stray names": "names that nobody asks for are not read",
@@ -78,6 +79,7 @@ JUSTIFIED = {
     "models/flip": "a bit of the file that no value depends on: the weights are the same",
     "models/zero": "as flip",
     "models/other weights": "finite weights of the right shapes are a model",
+    "models/spec": "a value that changes no shape, as the dropout; checksums guard against damage",
     "models/about": "a value in its range, or one that inference does not use",
     "reports/flip": "a digit: DVC's checksum guards the reports",
     "reports/cut": "nothing but a line's end was cut",
@@ -417,6 +419,7 @@ def table(world: World, chance: random.Random) -> Case:
     else:
         values = [None, 0, -1, 200, 2**31 - 1, 65_000]
         if pa.types.is_floating(kind):
+            values = [value if value is None else float(value) for value in values]
             values += [float("nan"), float("inf"), -float("inf"), 1e30, -5.0]
     value = chance.choice(values)
     rows[row][name] = value
