@@ -83,7 +83,7 @@ def check_table(table: pd.DataFrame, name: str) -> None:
     if "system" in columns and (strange := set(table["system"]) ^ SYSTEMS.keys()):
         raise ValueError(f"system: see {min(strange)}")
     key = [column for column, kind in columns.items() if kind is str]
-    if table.duplicated(key).any() and key:
+    if key and table.duplicated(key).any():
         raise ValueError(f"{', '.join(key)}: a row is there twice")
 
 
