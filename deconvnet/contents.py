@@ -70,6 +70,7 @@ class Kind:
 
 
 INT, FLOAT, TEXT, BYTES = pa.int32(), pa.float32(), pa.string(), pa.binary()
+PICTURE = ("image_id", "height", "width", "image", "class_mask", "instance_mask")
 OBJECTS = ("instance_classes", "instance_boxes", "instance_areas")
 DATASET = Kind(
     {"image_id": TEXT, "height": INT, "width": INT, "image": BYTES, "class_mask": BYTES, "instance_mask": BYTES,

@@ -25,7 +25,6 @@ SCHEMA = pa.schema(
     {"image_id": pa.string()}
     | {name: pa.int32() for name in ("x", "y", "side_x", "side_y", "instance", "class_id", "copies")}
 )
-PICTURE = ["image_id", "height", "width", "image", "class_mask", "instance_mask"]  # of the data set, for `decode_row`
 # The data set's splits that training may use, by the name in settings.Crops.split.
 SPLITS = {"trainaug": ("train",), "trainval_aug": ("train", "val")}
 
@@ -156,7 +155,7 @@ def render(
         ids = tables.read(path, ["image_id"], contents.DATASET)["image_id"].to_pylist()
         wanted = [index for index, image_id in enumerate(ids) if image_id in set(chosen["image_id"])]
         if wanted:
-            read = tables.read(path, PICTURE, contents.DATASET)
+            read = tables.read(path, [*contents.PICTURE], contents.DATASET)
             pictures |= {row["image_id"]: row for row in read.take(wanted).to_pylist()}
     cells = []
     for window in chosen.itertuples():

@@ -51,11 +51,10 @@ class ImageStore:
         self, dataset: Path, ids: set[str], classes: int, memory_gb: float, device: torch.device,
         memory: Callable[[int, Callable[[np.ndarray], None]], np.ndarray] = own_memory,
     ):  # fmt: skip
-        columns = ["image_id", "height", "width", "image", "class_mask", "instance_mask"]
         paths = sorted(dataset.glob("*.parquet"))
         if not paths:
             raise InputError(f"{dataset}: holds no shard; run `dvc repro dataset`")
-        loaded = [tables.read(path, columns, contents.DATASET) for path in paths]
+        loaded = [tables.read(path, [*contents.PICTURE], contents.DATASET) for path in paths]
         self.rows = [row for table in loaded for row in table.to_pylist() if row["image_id"] in ids]
         self.ids = [row["image_id"] for row in self.rows]
         if len(set(self.ids)) < len(self.ids):

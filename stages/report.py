@@ -70,7 +70,10 @@ def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
         boxes = proposed(options.proposals / shard.name)
         labelled = contents.LABELLED.within(instance_classes=(0, len(params.dataset.classes) - 1))
         for index, grown, row in zip(
-            picks, growth, tables.read(shard, None, labelled).take(picks).to_pylist(), strict=True
+            picks,
+            growth,
+            tables.read(shard, [*contents.PICTURE, *contents.OBJECTS], labelled).take(picks).to_pylist(),
+            strict=True,
         ):
             own = boxes.get(row["image_id"], np.zeros((0, 4)))
             if not all(inside(part, row["height"], row["width"]) for part in (own, np.array(row["instance_boxes"]))):
