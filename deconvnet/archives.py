@@ -91,7 +91,7 @@ class Archive:
             ids = self.read(folder, name, "it lists the split").decode("utf-8-sig").split()
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path}: {folder}/{name} is not UTF-8 text ({error}); {REMEDY}") from None
-        if strange := [image_id for image_id in ids if not re.match(NAME, image_id)]:
+        if strange := [image_id for image_id in ids if not re.fullmatch(NAME, image_id)]:
             raise InputError(f"{self.path}: {folder}/{name}: {strange[0]!r} is no name of an image; {REMEDY}")
         if not ids or len(set(ids)) != len(ids):
             wrong = "names an image twice" if ids else "is empty"

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from deconvnet.errors import InputError
 
-NAME = r"^[^/\\\x00-\x1f\x7f]{1,200}$"  # of an image: it becomes the name of a file
+NAME = r"[^/\\\x00-\x1f\x7f]{1,200}"  # of an image: it becomes the name of a file
 SIDE = 1, 65_500  # px, of a JPEG
 PLACE = 0, 65_500  # px
 FAR = -1_000_000, 1_000_000  # px, of a window, which may begin before its image
@@ -70,6 +70,7 @@ class Kind:
 
 
 INT, FLOAT, TEXT, BYTES = pa.int32(), pa.float32(), pa.string(), pa.binary()
+PICTURE = ("image_id", "height", "width", "image", "class_mask", "instance_mask")
 OBJECTS = ("instance_classes", "instance_boxes", "instance_areas")
 DATASET = Kind(
     {"image_id": TEXT, "height": INT, "width": INT, "image": BYTES, "class_mask": BYTES, "instance_mask": BYTES,
@@ -151,7 +152,7 @@ def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
 def _check_names(path: str | Path, ids: pa.ChunkedArray, unique: bool) -> None:
     distinct = pc.unique(ids)
     for name in distinct.to_pylist():
-        if not re.match(NAME, name) or name in (".", ".."):
+        if not re.fullmatch(NAME, name) or name in (".", ".."):
             raise InputError(f"{path}: image_id: {name!r} is no name of an image; {REMEDY}")
     if unique and len(distinct) != len(ids):
         twice = ids.value_counts().filter(pc.greater(ids.value_counts().field("counts"), 1))[0]["values"]

@@ -49,7 +49,11 @@ def refine(class_scores: np.ndarray, image: np.ndarray, settings: Crf) -> np.nda
 
 def refine_row(row: dict, data: bytes, classes: int, settings: Crf) -> dict:
     """A row of a table of labels, from a row of scores and the image's bytes. Raises InputError for another size."""
-    image, maps = decode_image(data), scores.decode(row, classes)
+    try:
+        image = decode_image(data)
+    except ValueError as error:
+        raise InputError(f"{row['image_id']}: {error}; run `dvc repro dataset`") from None
+    maps = scores.decode(row, classes)
     if image.shape[:2] != maps.shape[1:]:
         raise InputError(
             f"{row['image_id']}: scores of {maps.shape[2]}x{maps.shape[1]} px, but the image has "

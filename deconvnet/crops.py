@@ -18,7 +18,7 @@ import pyarrow as pa
 from deconvnet import contents, tables
 from deconvnet.boxes import iou, proposed, windows
 from deconvnet.errors import InputError
-from deconvnet.images import VOID, colour, contact_sheet, cut_window, decode_image, decode_mask
+from deconvnet.images import VOID, colour, contact_sheet, cut_window, decode_row
 from deconvnet.progress import progress
 
 SCHEMA = pa.schema(
@@ -161,14 +161,14 @@ def render(
         ids = tables.read(path, ["image_id"], contents.DATASET)["image_id"].to_pylist()
         wanted = [index for index, image_id in enumerate(ids) if image_id in set(chosen["image_id"])]
         if wanted:
-            read = tables.read(path, ["image_id", "image", "class_mask", "instance_mask"], contents.DATASET)
+            read = tables.read(path, [*contents.PICTURE], contents.DATASET)
             pictures |= {row["image_id"]: row for row in read.take(wanted).to_pylist()}
     cells = []
     for window in chosen.itertuples():
         row = pictures[window.image_id]
-        image, labels = decode_image(row["image"]), decode_mask(row["class_mask"])
+        image, labels, instances = decode_row(row)
         if one_object:
-            labels = alone(labels, decode_mask(row["instance_mask"]), window.instance)
+            labels = alone(labels, instances, window.instance)
         crop, labels = cut_window(image, labels, (window.x, window.y, window.side_x, window.side_y))
         crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
         labels = cv2.resize(labels, (size, size), interpolation=cv2.INTER_NEAREST)

@@ -209,6 +209,8 @@ class Mirror:
             unreached = bool(error.args) and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
             passing = isinstance(error, (requests.ConnectionError, requests.Timeout))
             raise (Dropped if passing and (self.answers or not unreached) else Failed)(_root(error)) from None
+        except (ValueError, urllib3.exceptions.HTTPError) as error:  # a redirection that none of them can parse
+            raise Failed(f"leads nowhere: {_root(error)}") from None
         with response:
             self.answers = True
             status = response.status_code
@@ -227,7 +229,7 @@ class Mirror:
                 offset, total = 0, response.headers.get("Content-Length")
             elif status != 206:
                 raise Failed(because)
-            total = int(total) if total and total.isdecimal() else None
+            total = int(total) if total and total.isdecimal() and len(total) < 20 else None
             if total is not None and (problem := self.expected.wrong_size(total)):
                 raise Failed(problem)
             etag = response.headers.get("ETag", "W/")

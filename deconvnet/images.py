@@ -10,6 +10,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageFile
 
+from deconvnet.errors import InputError
+
 VOID = 255
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -47,6 +49,27 @@ def decode_mask(data: bytes) -> np.ndarray:
         if image.mode == "L" and data[24] != 8:
             raise ValueError(f"a grey mask must have 8 bits, this one has {data[24]}; save it as a palette PNG")
         return np.asarray(image)
+
+
+def decode_row(row: dict, classes: int = VOID) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A row of the data set -> image uint8 (H, W, 3), class mask and instance mask uint8 (H, W).
+
+    Raises InputError where one does not decode, is of another size than the row says or has a class from `classes` on.
+    """
+    name, size = row["image_id"], (row["height"], row["width"])
+    if row["image"] is None or row["class_mask"] is None or row["instance_mask"] is None:
+        raise InputError(f"{name}: has no masks; run `dvc repro dataset`")
+    try:
+        image, class_mask = decode_image(row["image"]), decode_mask(row["class_mask"])
+        instance_mask = decode_mask(row["instance_mask"])
+    except ValueError as error:
+        raise InputError(f"{name}: {error}; run `dvc repro dataset`") from None
+    if not (image.shape[:2] == class_mask.shape == instance_mask.shape == size):
+        raise InputError(f"{name}: image and masks differ in size from {size[0]}x{size[1]}")
+    ids = np.flatnonzero(np.bincount(class_mask.reshape(-1), minlength=VOID + 1)[:VOID])
+    if len(ids) and ids[-1] >= classes:
+        raise InputError(f"{name}: label {ids[-1]} in the class mask; allowed: 0 to {classes - 1} and {VOID}")
+    return image, class_mask, instance_mask
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -99,6 +122,10 @@ def contact_sheet(pictures: list[np.ndarray], columns: int, gap: int = 4) -> np.
     return sheet
 
 
+class Undecodable(InputError, ValueError):
+    """A picture that cannot be read. Whoever knows where it comes from says so; else it is one line, too."""
+
+
 def check_pixels(image: Image.Image) -> None:
     """Raise ValueError for a picture of more than MOST_PIXELS, before it is decoded."""
     if image.width * image.height > MOST_PIXELS:
@@ -118,6 +145,5 @@ def _open(data: bytes, raw: bool = False, formats: tuple[str, ...] = ("JPEG", "P
     except Exception as error:  # Pillow's decoders fail in many ways
         if isinstance(error, MemoryError):
             raise
-        said = " ".join(str(error).split())[:200].replace(f"{io.BytesIO.__module__}.", "")
-        raise ValueError(f"does not decode ({said})") from None
+        raise Undecodable(f"does not decode ({' '.join(str(error).split())[:200]})") from None
     return image

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deconvnet import contents, tables
 from deconvnet.errors import InputError
-from deconvnet.images import VOID, decode_image, decode_mask
+from deconvnet.images import VOID, decode_row
 from deconvnet.progress import progress
 
 BYTES = 5  # of a decoded pixel: red, green, blue, class; instance
@@ -51,11 +51,10 @@ class ImageStore:
         self, dataset: Path, ids: set[str], classes: int, memory_gb: float, device: torch.device,
         memory: Callable[[int, Callable[[np.ndarray], None]], np.ndarray] = own_memory,
     ):  # fmt: skip
-        columns = ["image_id", "height", "width", "image", "class_mask", "instance_mask"]
         paths = sorted(dataset.glob("*.parquet"))
         if not paths:
             raise InputError(f"{dataset}: holds no shard; run `dvc repro dataset`")
-        loaded = [tables.read(path, columns, contents.DATASET) for path in paths]
+        loaded = [tables.read(path, [*contents.PICTURE], contents.DATASET) for path in paths]
         self.rows = [row for table in loaded for row in table.to_pylist() if row["image_id"] in ids]
         self.ids = [row["image_id"] for row in self.rows]
         if len(set(self.ids)) < len(self.ids):
@@ -104,7 +103,7 @@ class ImageStore:
             colours[0, 3] = VOID
 
             def put(index, height, width, end):
-                image, class_mask, instance_mask = self._arrays(self.rows[index], height, width)
+                image, class_mask, instance_mask = decode_row(self.rows[index], self.classes)
                 part = slice(end - height * width, end)
                 colours[part, :3] = image.reshape(-1, 3)
                 colours[part, 3] = class_mask.reshape(-1)
@@ -118,23 +117,6 @@ class ImageStore:
         flat = torch.from_numpy(memory(BYTES * number, fill))
         colours = flat[: 4 * number].view(torch.int32)
         return Pixels(colours, flat[4 * number :], ends - sizes.prod(1), sizes)
-
-    def _arrays(self, row: dict, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if row["image"] is None or row["class_mask"] is None or row["instance_mask"] is None:
-            raise InputError(f"{row['image_id']}: has no masks, but the crop table names it; run `dvc repro` for it")
-        try:
-            image, class_mask = decode_image(row["image"]), decode_mask(row["class_mask"])
-            instance_mask = decode_mask(row["instance_mask"])
-        except ValueError as error:
-            raise InputError(f"{row['image_id']}: {error}; run `dvc repro dataset`") from None
-        if not (image.shape[:2] == class_mask.shape == instance_mask.shape == (height, width)):
-            raise InputError(f"{row['image_id']}: image and masks differ in size from {height}x{width}")
-        ids = np.flatnonzero(np.bincount(class_mask.reshape(-1), minlength=VOID + 1)[:VOID])
-        if len(ids) and ids[-1] >= self.classes:
-            raise InputError(
-                f"{row['image_id']}: label {ids[-1]} in the class mask; allowed: 0 to {self.classes - 1} and {VOID}"
-            )
-        return image, class_mask, instance_mask
 
 
 def cut(

@@ -112,7 +112,11 @@ def propose(images: pa.Table, detector: EdgeBoxes, name: str = "") -> pa.Table:
     """Data set rows (image_id, image) -> rows of SCHEMA, sorted by image and rank. `name` labels the progress bar."""
     columns = {name: [] for name in SCHEMA.names}
     for row in progress(images.to_pylist(), unit="image", desc=name):
-        boxes, objectness = detector(decode_image(row["image"]))
+        try:
+            image = decode_image(row["image"])
+        except ValueError as error:
+            raise InputError(f"{row['image_id']}: {error}; run `dvc repro dataset`") from None
+        boxes, objectness = detector(image)
         columns["image_id"] += [row["image_id"]] * len(boxes)
         columns["rank"].append(np.arange(1, len(boxes) + 1, dtype=np.int32))
         for index, name in enumerate(("x", "y", "width", "height")):

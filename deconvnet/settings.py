@@ -164,7 +164,7 @@ class Run:
     batch: Batch = 64  # crops per step over all devices: micro_batch x accumulation x devices; P 6.1
     micro_batch: Batch = 64  # crops that a device computes at once; ours
     batch_norm_crops: Annotated[int, Range(2, 4096)] | None = 8  # that batch norm sees at once; null: micro_batch; R
-    lr: Annotated[float, Range(1e-12, 1000)] = 0.01  # P 6.1
+    lr: Annotated[float, Range(1e-12, 1e30)] = 0.01  # P 6.1
     warmup_steps: Count = 0  # of a linear warm-up
     # steps, R; plateau: of held-out accuracy, P 6.1; cosine: no drops, but a cosine down to 0
     drop_at: list[Some] | Literal["plateau", "cosine"] = (9000, 18000)

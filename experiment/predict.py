@@ -39,6 +39,9 @@ def outputs(paths: list[Path], out: Path) -> dict[Path, list[Path]]:
     """
     files = {}
     for path in paths:
+        if not path.is_dir() and not path.is_file():
+            there = "not a plain file" if os.path.lexists(path) else "No such file or directory"
+            raise InputError(f"{path}: {there}; name pictures or folders")
         inside = [path]
         if path.is_dir():
             inside = sorted(p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -48,11 +51,7 @@ def outputs(paths: list[Path], out: Path) -> dict[Path, list[Path]]:
     made, makers = {}, {}
     for file in files.values():
         try:
-            if file.exists() and not file.is_file():
-                raise InputError(f"{file}: not a plain file; name pictures or folders")
             Image.open(file, formats=FORMATS).close()
-        except InputError:
-            raise
         except Image.UnidentifiedImageError:
             raise InputError(f"{file}: not a picture in a format that is read; leave it out") from None
         except Exception as error:

@@ -13,7 +13,7 @@ from deconvnet import contents, scores, tables
 from deconvnet.boxes import inside, proposed, windows
 from deconvnet.errors import InputError
 from deconvnet.files import together, whole
-from deconvnet.images import PALETTE, VOC_CLASSES, VOID
+from deconvnet.images import PALETTE, VOC_CLASSES, VOID, decode_mask, decode_row
 from deconvnet.nets import files
 from deconvnet.systems import FINAL, GROWING, SYSTEMS
 from experiment.cli import run
@@ -27,8 +27,6 @@ from experiment.report.page import render
 CANDIDATES = 50  # DeconvNet's best images, of which the growing and the activated one are chosen
 EVALUATED = ("metrics.json", "per_class.csv", "confusion.csv", "sizes.csv", "boundary.csv", "growth.csv",
              "intervals.csv")  # fmt: skip
-COLUMNS = ["image_id", "height", "width", "image", "class_mask", "instance_mask", "instance_classes", "instance_boxes",
-           "instance_areas"]  # fmt: skip
 TRAINED = {
     "pretrain": "Pre-training of the encoder",
     "train_stage1": "DeconvNet, stage 1",
@@ -63,7 +61,7 @@ def read_shards(options, params: Params) -> Iterator[tuple[str, list[dict]]]:
         for key, system in SYSTEMS.items():
             folder = (options.scores if system.has_scores else options.labels) / key
             labels[key] = scores.read(folder / shard.name, shard, ["image_id", "labels"])
-        rows = tables.read(shard, COLUMNS, labelled).to_pylist()
+        rows = tables.read(shard, [*contents.PICTURE, *contents.OBJECTS], labelled).to_pylist()
         yield (
             shard.name,
             [
@@ -89,6 +87,7 @@ def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
             if not all(inside(part, row["height"], row["width"]) for part in (own, np.array(row["instance_boxes"]))):
                 where = f"{options.dataset / name}: {row['image_id']}"
                 raise InputError(f"{where}: boxes beyond the image; run `dvc repro`")
+            check_picture(row, list(row["labels"].values()), grown, params)
             size, objects = (row["height"], row["width"]), row["instance_boxes"]
             places = windows(own, *frame, size)
             found[row["image_id"]] = row | {
@@ -99,6 +98,25 @@ def read_images(options, params: Params, ids: set[str]) -> dict[str, dict]:
     if lost := ids - found.keys():
         raise InputError(f"{options.images}: has {min(lost)}, which {options.dataset} lacks; run `dvc repro evaluate`")
     return found
+
+
+def check_picture(row: dict, labels: list[bytes], growth: list[bytes] | None, params: Params) -> None:
+    """Raise InputError where what is drawn of an image is not of its size or has other classes."""
+    numbers, classes = len(params.infer.growth), len(params.dataset.classes)
+    if len(growth or ()) != numbers:
+        raise InputError(f"{row['image_id']}: {len(growth or ())} growing labels, but infer.growth has {numbers}; "
+                         "run `dvc repro`")  # fmt: skip
+    _, truth, _ = decode_row(row, classes)
+    for data in (*labels, *growth):
+        try:
+            mask = decode_mask(data)
+            if mask.shape != truth.shape or mask.max() >= classes:
+                raise ValueError(
+                    f"labels of {mask.shape[1]}x{mask.shape[0]} px, up to {mask.max()}; it is of another "
+                    f"size than {truth.shape[1]}x{truth.shape[0]} or has more than {classes} classes"
+                )
+        except ValueError as error:
+            raise InputError(f"{row['image_id']}: {error}; run `dvc repro`") from None
 
 
 def main(arguments: list[str]) -> None:

@@ -10,6 +10,8 @@ or left-over files, writes outside the experiment's folder. The same seed gives 
 import argparse
 import contextlib
 import copy
+import hashlib
+import http.server
 import io
 import json
 import os
@@ -19,14 +21,14 @@ import re
 import resource
 import shutil
 import signal
-import struct
 import sys
 import tempfile
+import threading
 import time
 import traceback
+import types
 import warnings
 import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +42,17 @@ import torch
 import yaml
 from PIL import Image
 
-from deconvnet import tables
+from deconvnet import download, settings, tables
 from deconvnet.errors import InputError
 from deconvnet.nets import files
+from deconvnet.training import loop
+from deconvnet.training.devices import Worker
 from experiment import params as parameters
 from experiment import predict
 from experiment.cli import call
 from stages import crf, crops, dataset, ensemble, evaluate, infer, proposals, report
 from tests.conftest import SBD, VOC, draw, jpeg, mat, png, tar
+from tests.damage import BYTES, PLACES, bomb, flipped, giant, grey4, members, place, saved
 from tests.deconvnet.test_inference import make_net
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +62,7 @@ MEMORY = 2 << 30  # bytes
 JUSTIFIED = {
     "archives/none": "nothing was damaged",
     "archives/flip": "a JPEG bears changed bits; fetch's checksum guards the real archives",
+    "archives/cut": "the padding after a tar's end was cut",
     "archives/zero": "as flip, and the padding of a tar",
     "archives/repeat a member": "tar: the last of a name counts",
     "archives/stray names": "names that nobody asks for are not read",
@@ -73,12 +79,15 @@ JUSTIFIED = {
     "models/flip": "a bit of the file that no value depends on: the weights are the same",
     "models/zero": "as flip",
     "models/other weights": "finite weights of the right shapes are a model",
+    "models/spec": "a value that changes no shape, as the dropout; checksums guard against damage",
     "models/about": "a value in its range, or one that inference does not use",
     "reports/flip": "a digit: DVC's checksum guards the reports",
     "reports/cut": "nothing but a line's end was cut",
     "reports/value": "a value in its range",
     "pictures/odd": "a picture, if an odd one",
     "pictures/flip": "a picture with other pixels",
+    "pictures/place": "a folder is looked into",
+    "server/odd": "the file arrived, and its checksum holds",
 }
 
 
@@ -142,7 +151,9 @@ class World:
         Path("pictures").mkdir()
         Image.fromarray(draw(3)[0]).save("pictures/a.png")
         Image.fromarray(draw(4)[0]).save("pictures/b.jpg")
-        self.before = self.listing()
+        self.report()  # undamaged, all of it is accepted
+        self.predict("pictures")
+        shutil.rmtree("out")
 
     def listing(self) -> set[str]:
         return {str(path.relative_to(self.base)) for path in self.base.rglob("*")}
@@ -177,81 +188,14 @@ class World:
         evaluate.main(["--dataset", "data/dataset", "--scores", "data/scores", "--labels", "data/labels", "--reports",
                        reports, "--images", images])  # fmt: skip
 
+    def report(self):
+        words = ("--dataset data/dataset --proposals data/proposals --scores data/scores --labels data/labels --model "
+                 "data/models/deconvnet.pt --images data/evaluation/images.parquet --reports reports --out "
+                 "out/index.html")  # fmt: skip
+        report.main(words.split())
+
     def predict(self, *pictures):
         predict.main([*pictures, "--model", "data/models/deconvnet.pt", "--out", "out/predicted"])
-
-
-def members() -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """VOC's with v1, v2 in train and v3 in val, SBD's with s1."""
-    voc, sbd = {}, {}
-    for seed, image_id in enumerate(["v1", "v2", "v3", "s1"]):
-        image, classes, instances = draw(seed)
-        if image_id[0] == "v":
-            voc[f"{VOC}/JPEGImages/{image_id}.jpg"] = jpeg(image)
-            voc[f"{VOC}/SegmentationClass/{image_id}.png"] = png(classes)
-            voc[f"{VOC}/SegmentationObject/{image_id}.png"] = png(instances)
-        else:
-            sbd[f"{SBD}/img/s1.jpg"] = jpeg(image)
-            sbd[f"{SBD}/cls/s1.mat"] = mat(GTcls={"Segmentation": classes})
-            sbd[f"{SBD}/inst/s1.mat"] = mat(GTinst={"Segmentation": instances, "Categories": np.uint8([[1], [2]])})
-    voc[f"{VOC}/ImageSets/Segmentation/train.txt"] = b"v1\nv2\n"
-    voc[f"{VOC}/ImageSets/Segmentation/val.txt"] = b"v3\n"
-    return voc, sbd | {f"{SBD}/train.txt": b"s1\nv1\n", f"{SBD}/val.txt": b"v3\n"}
-
-
-# Damage of bytes, the same for every family.
-
-
-def flipped(data: bytes, chance: random.Random) -> bytes:
-    data = bytearray(data)
-    for _ in range(chance.choice([1, 1, 1, 8])):
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-    return bytes(data)
-
-
-def cut(data: bytes, chance: random.Random) -> bytes:
-    return data[: chance.choice([0, 1, chance.randrange(len(data)), len(data) - 1])]
-
-
-def zeroed(data: bytes, chance: random.Random) -> bytes:
-    begin = chance.randrange(len(data))
-    return data[:begin] + bytes(min(chance.choice([1, 64, 4096]), len(data) - begin)) + data[begin + 4096 :]
-
-
-def noise(data: bytes, chance: random.Random) -> bytes:
-    return chance.randbytes(min(len(data), 4096))
-
-
-BYTES = {"flip": flipped, "cut": cut, "zero": zeroed, "noise": noise}
-PLACES = ("a folder", "a pipe", "a loop", "nothing")
-
-
-def place(path: Path, name: str) -> None:
-    """Put something that is no plain file where `path` was."""
-    path.unlink()
-    if name == "a folder":
-        path.mkdir()
-    elif name == "a pipe":
-        os.mkfifo(path)
-    elif name == "a loop":
-        path.symlink_to(path.name)
-
-
-def giant(width: int = 60_000, height: int = 60_000, kind: int = 3) -> bytes:
-    """A PNG of a few bytes that says it is of so many pixels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
-    palette = chunk(b"PLTE", bytes(768)) if kind == 3 else b""
-    return b"\x89PNG\r\n\x1a\n" + head + palette + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
-
-
-def saved(image: np.ndarray | Image.Image, kind: str, **more) -> bytes:
-    buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **more)
-    return buffer.getvalue()
 
 
 # The families: each makes one case from a source of chance.
@@ -329,25 +273,6 @@ def archives(world: World, chance: random.Random) -> Case:
         found = (dict(world.voc) if name == "voc.tar" else dict(world.sbd)) | {"./x": b""}
     tar(path, found, "w" if name == "voc.tar" else "w:gz")
     return Case(f"archives/{damage}", run)
-
-
-def grey4(instances: np.ndarray) -> bytes:
-    """A grey PNG of 4 bits, which Pillow reads and does not write."""
-    height, width = instances.shape
-    rows = b"".join(b"\0" + bytes((row[::2] << 4) | row[1::2]) for row in instances)
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 4, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def bomb() -> bytes:
-    """A .mat file of some 300 kB that says it holds 300 MB."""
-    deflate = zlib.compressobj(9)
-    packed = b"".join(deflate.compress(bytes(1 << 20)) for _ in range(300)) + deflate.flush()
-    return mat(x=1)[:128] + struct.pack("<II", 15, len(packed)) + packed
 
 
 VALUES = [
@@ -502,6 +427,7 @@ def table(world: World, chance: random.Random) -> Case:
     else:
         values = [None, 0, -1, 200, 2**31 - 1, 65_000]
         if pa.types.is_floating(kind):
+            values = [value if value is None else float(value) for value in values]
             values += [float("nan"), float("inf"), -float("inf"), 1e30, -5.0]
     value = chance.choice(values)
     rows[row][name] = value
@@ -591,9 +517,7 @@ def reports(world: World, chance: random.Random) -> Case:
     path = Path("reports") / chance.choice(
         sorted(name for name in os.listdir("reports") if name.endswith((".csv", ".json")))
     )
-    options = ("dataset=data/dataset proposals=data/proposals scores=data/scores labels=data/labels model=data/models/"
-               "deconvnet.pt images=data/evaluation/images.parquet reports=reports out=out/index.html")  # fmt: skip
-    run = lambda: report.main([part for word in options.split() for part in ("--" + word).split("=")])  # noqa: E731
+    run = world.report
     what = chance.choice(["flip", "cut", "noise", "place", "value", "value", "value"])
     if what == "place":
         what = chance.choice(PLACES)
@@ -644,8 +568,115 @@ def pictures(world: World, chance: random.Random) -> Case:
     return Case(f"pictures/{what}", lambda: world.predict(chance.choice([str(path), "out"])))
 
 
+def trainer_on(folder: Path) -> loop.Trainer:
+    """A trainer of four steps, of an untrained net, without data."""
+    run = settings.Run(steps=4, batch=2, micro_batch=2, batch_norm_crops=None, drop_at=(), validate_every=4)
+    made = types.SimpleNamespace(train_rows=range(2), validation_rows=range(0))
+    return loop.Trainer(make_net(), made, run, Worker(torch.device("cpu")), {}, folder)
+
+
+def checkpoint(world: World, chance: random.Random) -> Case:
+    """The checkpoints of a training; what is resumed is one of the two that were written."""
+    trainer = trainer_on(Path("out/checkpoints"))
+    known = []
+    for step in (1, 2):
+        for parameter in trainer.net.parameters():
+            parameter.data += 1
+        trainer.step = step
+        trainer.best, trainer.best_file = (
+            {"mean_iou": 0.5},
+            trainer.checkpoints.save_best(step, trainer.net.state_dict()),
+        )
+        trainer._save_checkpoint()
+        trainer.checkpoints.wait()
+        known.append([tensor.clone() for tensor in trainer.net.state_dict().values()])
+    path = chance.choice(sorted(Path("out/checkpoints").iterdir()))
+    state = torch.load(path, weights_only=True)
+    what = chance.choice(["bytes", "bytes", "bytes", "place", "content", "content", "swapped"])
+    if what == "bytes":
+        what = chance.choice(list(BYTES))
+        path.write_bytes(BYTES[what](path.read_bytes(), chance))
+    elif what == "place":
+        what = chance.choice(PLACES)
+        place(path, what)
+    elif what == "swapped":
+        shutil.copy("data/models/fcn8s.pt", path)
+    else:
+        where = chance.choice(leaves(state))
+        old = state[where[0]]
+        values = [..., None, 7, "x", [], {}, torch.zeros(2), torch.tensor(float("nan"))]
+        if isinstance(old, torch.Tensor):
+            values += [torch.full_like(old, torch.nan)] if old.is_floating_point() else []
+        torch.save(changed(state, where, chance.choice(values)), path)
+    resumed = trainer_on(Path("out/checkpoints"))
+
+    def same():
+        now = list(resumed.net.state_dict().values())
+        fresh = list(make_net().state_dict().values())
+        found = (all(map(torch.equal, now, each)) for each in (*known, fresh))
+        check(any(found) or what == "content")
+
+    return Case(f"checkpoints/{what}", resumed._resume, same)
+
+
+BODY = bytes(range(256)) * 400
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+    """Answers by the server's source of chance: now and then as it should."""
+
+    def do_GET(self):
+        chance, write = self.server.chance, self.wfile.write
+        with contextlib.suppress(OSError):
+            if chance.random() < 0.1:
+                return write(chance.choice([b"", b"junk\r\n\r\n", b"HTTP/9.9 abc\r\n", b"HTTP/1.1 200 OK\r\nx" * 200]))
+            asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+            start = int(asked[1]) if asked else 0
+            good = 206 if asked else 200
+            self.send_response(chance.choice([good] * 6 + [200, 206, 204, 301, 302, 403, 404, 416, 429, 500, 503]))
+            length = len(BODY) - start
+            for name, values in {
+                "Content-Length": [length] * 5 + [0, 7, length * 9, -1, "x", "1" * 500, None],
+                "Content-Range": [f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"] * 4 + ["bytes */0", "x", "9-1/0", None],
+                "Location": ["file:///etc/passwd", "/loop", "http://[", "ftp://x/y", "x" * 9999],
+                "Content-Encoding": [None] * 5 + ["gzip", "deflate", "x"],
+                "Retry-After": [None, "x", "-1", "1e999", "9" * 99],
+                "Transfer-Encoding": [None] * 9 + ["chunked"], "ETag": [None, '"a"', "\x1b[31m"],
+            }.items():  # fmt: skip
+                if (value := chance.choice(values)) is not None:
+                    self.send_header(name, str(value))
+            self.end_headers()
+            body = BODY[start:]
+            write(
+                chance.choice([body] * 4 + [body[: chance.randrange(len(body) + 1)], body * 3, chance.randbytes(999)])
+            )
+
+    def log_message(self, *_):
+        pass
+
+
+def server(world: World, chance: random.Random) -> Case:
+    """A host that answers wrongly; what arrives is the file, or nothing has its name."""
+    file = Path("out/file")
+    digest = hashlib.sha256(BODY).hexdigest()
+
+    def run():
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as host:
+            host.chance = random.Random(chance.random())
+            thread = threading.Thread(target=host.serve_forever, args=(0.01,), daemon=True)
+            thread.start()
+            patience = download.Patience(attempts=2, timeout=(1.0, 1.0), sleep=lambda _: None)
+            address = f"http://127.0.0.1:{host.server_address[1]}/file"
+            try:
+                download.fetch(file, [address], download.Expected(len(BODY), sha256=digest), patience)
+            finally:
+                host.shutdown()
+
+    return Case("server/odd", run, lambda: check(file.read_bytes() == BODY))
+
+
 FAMILIES = {"archives": archives, "parameters": params, "tables": table, "models": model, "reports": reports,
-            "pictures": pictures}  # fmt: skip
+            "pictures": pictures, "checkpoints": checkpoint, "server": server}  # fmt: skip
 
 
 def one(world: World, family: str, seed: str) -> tuple[str, str]:
@@ -678,7 +709,7 @@ def one(world: World, family: str, seed: str) -> tuple[str, str]:
             if len(said) > 3000 or not said.isprintable():
                 outcome = "unclear", repr(said[:3000])
             elif left := [path for path in world.folder.rglob("*") if path not in inputs and path.is_file()
-                          and "predicted" not in path.parts]:  # fmt: skip
+                          and "predicted" not in path.parts and path.suffix != ".part"]:  # fmt: skip
                 outcome = "half-written", f"{case.kind}: {left}"
         except Hang:
             outcome = "hang", case.kind
@@ -699,6 +730,8 @@ def one(world: World, family: str, seed: str) -> tuple[str, str]:
 
 def acceptable(kind: str) -> bool:
     """Values of tables and lost columns: which of them a stage reads, and which it refuses, is drawn."""
+    if kind.startswith("checkpoints/"):
+        return True  # each falls back to the other, or the training starts afresh: `same` looks at the weights
     return kind.startswith("tables/") and kind.split("/")[1] not in ("noise", "cut", *PLACES)
 
 

@@ -9,4 +9,5 @@ from tests.fuzz import FAMILIES, fuzz
 def test_whatever_comes_in_ends_in_one_clear_line(family):
     counted, faults = fuzz(2015, {"parameters": 100}.get(family, 40), [family])
     assert not faults, "\n\n".join(faults)
-    assert counted[family, "clean"] > sum(counted.values()) / 4  # it does damage things
+    if family != "checkpoints":  # whose damage is said and made good
+        assert counted[family, "clean"] > sum(counted.values()) / 4  # it does damage things

@@ -45,8 +45,17 @@ class About:
 def save(path: str | Path, spec: dict, state: dict, about: dict) -> None:
     """Write a model file, whole or not at all. Equal arguments give equal bytes."""
     spec, about = json.loads(json.dumps([spec, about]))  # pickle shows which objects are one; these are all their own
-    with whole(path) as temporary, open(temporary, "wb") as file:  # a file, not a name: torch writes the name into it
-        torch.save({"spec": spec, "state": state, "about": about}, file)
+    with whole(path) as temporary:
+        dump({"spec": spec, "state": state, "about": about}, temporary)
+
+
+def dump(content: dict, path: Path) -> None:
+    """torch.save, which on a full disk ends in an error of its own: here in the disk's."""
+    with open(path, "wb") as file:  # a file, not a name: torch writes the name into it
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def read(path: str | Path) -> dict:

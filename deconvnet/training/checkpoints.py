@@ -83,7 +83,7 @@ class Checkpoints:
 
     def _save(self, state: dict) -> None:
         with whole(self.latest) as file:
-            torch.save(state, file)
+            files.dump(state, file)
             if self.source == self.latest and self.latest.exists():
                 sync(file)  # now, so that the time without a checkpoint.pt is short
                 os.replace(self.latest, self.previous)
@@ -97,7 +97,7 @@ class Checkpoints:
         self.wait()  # it may remove files that it does not name
         path = self.folder / f"best-{step:08d}.pt"
         with whole(path) as file:
-            torch.save(state, file)
+            files.dump(state, file)
         return path.name
 
     def finish(self, state: dict) -> None:

@@ -300,18 +300,24 @@ class Trainer:
             return
         if lacking := {*self.STATE, "schedule"} - saved.keys():
             raise InputError(f"{path}: lacks {min(lacking)}")
-        momentum, step, rows = saved.get("momentum"), saved["step"], saved["rows"]
+        momentum, step = saved.get("momentum"), saved["step"]
         if momentum is not None:
             files.check_weights({"momentum": momentum}, path)
             if momentum.shape != (self.optimiser.used,):
                 raise InputError(f"{path}: momentum of {tuple(momentum.shape)} values, not {self.optimiser.used}")
         if not isinstance(step, int) or not 0 <= step <= self.run.steps or momentum is None and step < self.run.steps:
             raise InputError(f"{path}: step {step!r} of a run of {self.run.steps}")
-        if not isinstance(rows, list) or step == self.run.steps and not rows or not all(
-            isinstance(row, dict) and "step" in row and row.keys() <= set(COLUMNS) for row in rows
-        ):  # fmt: skip
-            raise InputError(f"{path}: its curves are damaged")
-        Schedule(self.run).load_state(saved["schedule"])
+        try:
+            rows, best, schedule = list(saved["rows"]), dict(saved["best"]), dict(saved["schedule"])
+            numbers = [*saved["losses"], *best.values(), *schedule.values(), *(v for row in rows for v in row.values())]
+            whole = all(row.keys() <= set(COLUMNS) and {"step", "lr", "loss"} <= row.keys() for row in rows)
+            whole = whole and not any(math.isnan(number) for number in numbers)
+            whole = whole and (rows or step < self.run.steps) and schedule.keys() == self.schedule.state().keys()
+            whole = whole and ({"mean_iou", "step"} <= best.keys() or not best and not saved["best_file"])
+        except (TypeError, ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise InputError(f"{path}: its curves, its best metrics or its schedule are damaged")
 
     def _resume(self) -> None:
         saved, damage = self.checkpoints.load(self._check)

@@ -137,7 +137,7 @@ def balance(figure: Figure, table: pd.DataFrame) -> str:
     axes, place = figure.subplots(), np.arange(len(table))
     axes.barh(place - 0.2, table["windows"], 0.38, color="#b0b0b0", hatch="////", edgecolor="white", label="before")
     axes.barh(place + 0.2, table["examples"], 0.38, color="#404040", label="after")
-    axes.set_yticks(place, table["class"])
+    axes.set_yticks(place, table["class"], parse_math=False)  # a class may be named $x$
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("windows before, examples after")

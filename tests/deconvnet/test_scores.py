@@ -95,12 +95,31 @@ def test_scores_of_other_classes_are_refused(classes):
 
 def test_a_table_of_other_images_is_refused(tmp_path):
     dataset, path = tmp_path / "val-000.parquet", tmp_path / "scores" / "val-000.parquet"
-    tables.write(dataset, pa.table({"image_id": ["a", "b"]}))
+    tables.write(dataset, pa.table({"image_id": ["a", "b"], "height": [4, 4], "width": [5, 5]}))
     with pytest.raises(InputError, match="scores/val-000.parquet: missing shard; run `dvc repro`"):
         scores.read(path, dataset)
-    tables.write(path, pa.Table.from_pylist([{"image_id": "b"}, {"image_id": "a"}], scores.LABELS_SCHEMA))
-    with pytest.raises(InputError, match="2 images that are not the 2 of .*dataset|2 images that are not the 2 of"):
-        scores.read(path, dataset)
+    rows = [{"image_id": name, "labels": b"x"} for name in "ba"]
+    tables.write(path, pa.Table.from_pylist(rows, scores.LABELS_SCHEMA))
+    with pytest.raises(InputError, match="2 images that are not the 2 of"):
+        scores.read(path, dataset, ["image_id", "labels"])
+
+
+def test_scores_of_another_size_are_refused_before_they_are_decoded(tmp_path):
+    tables.write(tmp_path / "d", pa.table({"image_id": ["a"], "height": [4], "width": [5]}))
+    row = {"image_id": "a"} | scores.encode(smooth(1)) | {"height": 60_000, "width": 60_000}
+    tables.write(tmp_path / "s", pa.Table.from_pylist([row], scores.SCHEMA))
+    with pytest.raises(InputError, match="s: a: of 60000x60000 px, but the image has 5x4; run `dvc repro`"):
+        scores.read(tmp_path / "s", tmp_path / "d")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_not_decoded(value):
+    row = {"image_id": "a"} | scores.encode(np.zeros((2, 4, 5), np.float32))
+    high = np.full((4, 5), value, np.float16)
+    best = scores.CODEC.compress(scores._planes(high), asbytes=True)
+    for damage in ({"best": best}, {"deepest": value}):
+        with pytest.raises(InputError, match="a: its scores are not finite"):
+            scores.decode(row | damage, 2)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_what_trainings_share_stands_once_and_a_run_may_differ(tmp_path, values)
         ("crops.seed", 10**400, "crops.seed: 1000000000"),
         ("crops.context", 10**400, "crops.context: 1000000000"),
         ("train.stage1.batch", 10**30, "train.stage1.batch: 1000000000000000000000000000000 is not allowed"),
-        ("train.stage1.lr", 0, "train.stage1.lr: 0 is not allowed; allowed: a number from 1e-12 to 1000"),
+        ("train.stage1.lr", 0, "train.stage1.lr: 0 is not allowed; allowed: a number from 1e-12 to 1e+30"),
         ("training.momentum", 1, "training.momentum: 1 is not allowed; allowed: a number from 0 to 0.9999"),
         ("train_fcn.dropout", 1, "train_fcn.dropout: 1 is not allowed; allowed: a number from 0 to 0.99"),
         ("train.stage1.drop_at", [9, 3], "train.stage1: drop_at: [9, 3] is not allowed; allowed: different steps"),

@@ -150,7 +150,7 @@ def test_a_table_without_labels(voc):
     write(voc)
     refused(
         voc,
-        "dataset/test-000.parquet: not a readable parquet file (No match for FieldRef.Name(labels)",
+        "dataset/test-000.parquet: not a readable parquet file (lacks the column labels)",
         "--labels",
         "dataset",
     )

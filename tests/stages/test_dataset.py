@@ -14,7 +14,7 @@ from deconvnet import provenance, tables
 from deconvnet.errors import InputError
 from stages import dataset
 from tests.conftest import SBD, VOC, draw, jpeg, mat, png, tar
-from tests.fuzz import bomb, giant, grey4, place
+from tests.damage import bomb, giant, grey4, place
 
 
 def build(folder, voc, sbd, out="out", test=None, order=1):

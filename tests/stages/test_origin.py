@@ -26,7 +26,7 @@ STAGES = {
 SHORT = {"steps": 2, "validate_every": 2, "warmup_steps": 0, "drop_at": [1]}
 LAYOUT = {"memory_gb": 2, "checkpoint_minutes": 0, "compile": True}
 OTHER = {
-    "steps": 3, "batch": 16, "micro_batch": 8, "batch_norm_crops": 2, "lr": 0.01, "warmup_steps": 1, "drop_at": [0],
+    "steps": 3, "batch": 16, "micro_batch": 8, "batch_norm_crops": 2, "lr": 0.01, "warmup_steps": 1, "drop_at": [],
     "held_out_crops": 5, "validate_every": 1, "momentum": 0.8, "weight_decay": 1e-3, "drop": 0.5, "patience": 2,
     "held_out": 0.3, "statistics_passes": 3, "encoder_lr": 0.5, "precision": "bf16", "seed": 8,
 }  # fmt: skip

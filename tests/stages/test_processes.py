@@ -96,7 +96,7 @@ def test_processes_resume(folder):
 
 def test_fcn_on_three_processes(folder):
     """Batch 4 does not divide among 3, so the last one ends at once. The factors are the same on both of the others."""
-    changes = {"batch": 4, "micro_batch": 2, "steps": 2, "validate_every": 2, "warmup_steps": 0}
+    changes = {"batch": 4, "micro_batch": 2, "steps": 2, "validate_every": 2, "warmup_steps": 0, "drop_at": []}
     write_params(folder, {"train_fcn": {"skip_scales": "derived"}}, **changes)
     out = torchrun(3, "stages.train_fcn", *arguments("three"))
     assert "2 of 3 processes have work" in out and "4 = 2 x 1 lanes x 1 accumulation x 2 devices" in out
