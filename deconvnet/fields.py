@@ -1,6 +1,6 @@
 """Plain values (of a parameter file, of JSON) into frozen dataclasses, strictly.
 
-A field's type is its check:
+A field's type is its check, with `Range`, `Distinct` and `Name`:
 
     @dataclass(frozen=True)
     class EdgeBoxes:

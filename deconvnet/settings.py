@@ -114,19 +114,12 @@ class Crops:
     stage2: ProposalCrops = ProposalCrops()
 
 
-def pair(side: int | Sequence[int]) -> tuple[int, int]:
+def pair(side: int | Sequence[int], name: str = "size") -> tuple[int, int]:
     """Height and width: a side twice, or the two that are given. Raises ValueError for another number of them."""
     sides = (side, side) if isinstance(side, int) else tuple(side)
     if len(sides) != 2:
-        raise ValueError(f"{list(sides)} is not allowed; allowed: a side in px, or height and width")
+        raise ValueError(f"{name}: {list(sides)} is not allowed; allowed: a side in px, or height and width")
     return sides
-
-
-def _pair(name: str, side: int | Sequence[int]) -> tuple[int, int]:
-    try:
-        return pair(side)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ class Size:
     input_size: Annotated[int, Range(32, 2048)] | list[Annotated[int, Range(32, 2048)]] = 224
 
     def __post_init__(self):
-        if any(side % 32 for side in _pair("input_size", self.input_size)):
+        if any(side % 32 for side in pair(self.input_size, "input_size")):
             raise ValueError(f"input_size: {self.input_size} is not a multiple of 32, the stride of five poolings")
         if (weights := 8 * self.width * math.prod(self.fc_kernel) * self.fc_width) > MOST:
             raise ValueError(f"fc_width: fc6 would have {weights:,} weights; allowed: {MOST:,}, of VGG-16 102,760,448")
@@ -236,7 +229,7 @@ class Pretraining:
     run: Run = Run(micro_batch=64, batch_norm_crops=None, lr=0.05, warmup_steps=500, drop_at=(12000, 18000))
 
     def __post_init__(self):
-        if any(a < b for a, b in zip(_pair("resized", self.resized), self.size.shape, strict=True)):
+        if any(a < b for a, b in zip(pair(self.resized, "resized"), self.size.shape, strict=True)):
             raise ValueError(f"resized: {self.resized} is less than size.input_size {self.size.input_size}")
         self.run.check_batch_norm(self.batch_norm_eps, "run")
 
@@ -255,7 +248,7 @@ class Training:
     stage2: Run = Run(steps=40_000, drop_at=(10000, 20000, 30000))  # R; P 6.1: about 40 K
 
     def __post_init__(self):
-        _pair("resized", self.resized)
+        pair(self.resized, "resized")
         self.stage1.check_batch_norm(self.batch_norm_eps, "stage1")
         self.stage2.check_batch_norm(self.batch_norm_eps, "stage2")
 

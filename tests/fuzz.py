@@ -56,7 +56,7 @@ from tests.damage import BYTES, PLACES, bomb, flipped, giant, grey4, members, pl
 from tests.deconvnet.test_inference import make_net
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 60  # after which a case hangs; the slowest takes 1 on an idle core
+SECONDS, WAITING = 60, 600  # of the processor and of the clock after which a case hangs; the slowest takes 3
 MEMORY = 2 << 30  # bytes
 # What is accepted, and why it may be.
 JUSTIFIED = {
@@ -517,7 +517,13 @@ def reports(world: World, chance: random.Random) -> Case:
     path = Path("reports") / chance.choice(
         sorted(name for name in os.listdir("reports") if name.endswith((".csv", ".json")))
     )
-    run = world.report
+
+    def run():
+        report.read_reports(Path("reports"), world.params["dataset"]["classes"])
+        if whole:  # the page takes seconds
+            world.report()
+
+    whole = chance.random() < 0.1
     what = chance.choice(["flip", "cut", "noise", "place", "value", "value", "value"])
     if what == "place":
         what = chance.choice(PLACES)
@@ -693,11 +699,11 @@ def one(world: World, family: str, seed: str) -> tuple[str, str]:
             restore(world, kept)
             return "driver", traceback.format_exc()
         inputs = {path for path in world.folder.rglob("*")}
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        clock(SECONDS, WAITING)
         try:
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                 call(lambda _: case.run(), [])
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            clock(0, 0)
             outcome = "accepted", case.kind
             if case.kind not in JUSTIFIED and not acceptable(case.kind):
                 outcome = "unjustified", case.kind
@@ -716,7 +722,7 @@ def one(world: World, family: str, seed: str) -> tuple[str, str]:
         except BaseException:
             outcome = "traceback", f"{case.kind}\n{traceback.format_exc()}"
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            clock(0, 0)
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
     if peak > MEMORY:
         outcome = "memory", f"{case.kind}: {peak / 1e9:.1f} GB, {outcome}"
@@ -748,6 +754,12 @@ def restore(world: World, kept: dict[Path, bytes]) -> None:
             path.write_bytes(data)
 
 
+def clock(seconds: float, waiting: float) -> None:
+    """Raise Hang after so many seconds of the processor, or of the clock; 0: never."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, waiting)
+
+
 def stop(*_) -> None:
     raise Hang
 
@@ -755,7 +767,7 @@ def stop(*_) -> None:
 def fuzz(seed: int, cases: int, families: list[str], say=None) -> tuple[Counter, list[str]]:
     """Run cases; how many ended how, by family, and the faults."""
     here, faults, counted = os.getcwd(), [], Counter()
-    before = signal.signal(signal.SIGALRM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGALRM, signal.SIGPROF)}
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -772,7 +784,8 @@ def fuzz(seed: int, cases: int, families: list[str], say=None) -> tuple[Counter,
                     say(f"{number} {time.monotonic() - begin:.2f} s {outcome}: {' '.join(said.split())[:300]}")
             os.chdir(here)
     finally:
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         os.chdir(here)
     return counted, faults
 

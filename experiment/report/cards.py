@@ -7,7 +7,7 @@ import pandas as pd
 from deconvnet.images import VOC_CLASSES
 from deconvnet.systems import SYSTEMS
 from experiment.params import DrawnVoc, Params
-from experiment.report.numbers import percent
+from experiment.report.numbers import DASH, percent
 
 CARDS = tuple(key for key, system in SYSTEMS.items() if system.net and system.shown)  # models that people use
 SIZES = ("small", "medium", "large")
@@ -46,17 +46,19 @@ def cards(
         rows = {
             "what": f"{system.name}, {KINDS[system.net]}",
             "file": f"`data/models/{key}.pt`, {numbers / 1e6:.1f} million numbers (float32)",
-            "input": f"RGB, 0 to 255, {size['input_size']} px; width {size['width']}, fc layers {size['fc_width']}",
+            "input": "RGB, 0 to 255, "
+            + (f"windows resized to {size['input_size']} px" if system.net == "deconvnet" else "images as they are"),
+            "size": f"width {size['width']} (VGG-16: 64), fc layers {size['fc_width']} (4096)",
             "start": _start(params, pretrained),
             "training": ", ".join(f"{name} {run[name]}" for name in RUN if name in run),
-            "held-out crops": f"mean IoU {percent(held_out['mean_iou'])} % at step {held_out['step']:,}"
+            "held out": f"mean IoU {percent(held_out['mean_iou'])} % at step {held_out['step']:,}"
             if "mean_iou" in held_out else "none",
             "batch norm": f"statistics averaged anew over {about['reestimated']['passes']} passes"
             if "reestimated" in about else "statistics of the training",
             f"mean IoU on {split}": f"{percent(own['mean_iou'])} % (95 % interval over images {intervals[key]}), "
             f"{metrics['images']:,} images; pixel accuracy {percent(own['pixel_accuracy'])} %",
-            "mean IoU by part": ", ".join(f"{part} objects {percent(own[part])} %" for part in SIZES)
-            + f"; within {params.evaluate.boundary[0]} px of boundaries {percent(own['boundary'])} %",
+            "mean IoU by part": ", ".join(f"{part} objects {_share(own[part])}" for part in SIZES)
+            + f"; within {params.evaluate.boundary[0]} px of boundaries {_share(own['boundary'])}",
             "worst classes": _worst(per_class.set_index("class")[key]),
             "code": f"{about.get('provenance', {}).get('code', '')[:12]}, a hash of the modules that trained it",
         }  # fmt: skip
@@ -100,6 +102,12 @@ def _start(params: Params, pretrained: bool) -> str:
     return "the encoder is VGG-16 of ILSVRC (ImageNet's terms)" + (
         f"; layers that it lacks: {here}" if pretrained else ""
     )
+
+
+def _share(value: float | None) -> str:
+    """A fraction in %, or a dash for what was not measured."""
+    text = percent(value)
+    return text if text == DASH else f"{text} %"
 
 
 def _worst(ious: pd.Series) -> str:

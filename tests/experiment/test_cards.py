@@ -46,7 +46,7 @@ def test_the_cards(params):
     for line in (
         "| file | `data/models/deconvnet.pt`, 1.2 million numbers (float32) |",
         "| training | steps 2000, batch 32, lr 0.15, drop_at cosine, seed 2015 |",
-        "| held-out crops | mean IoU 41.0 % at step 1,500 |",
+        "| held out | mean IoU 41.0 % at step 1,500 |",
         "| batch norm | statistics averaged anew over 30 passes |",
         "| mean IoU on val | 80.1 % (95 % interval over images 76.6 to 83.2), 1,449 images; pixel accuracy 90.0 % |",
         "| mean IoU by part | small objects 10.0 %, medium objects 20.0 %, large objects \N{EN DASH}; "

@@ -1,12 +1,17 @@
 """The whole parameter file: what is checked at every start, and that the repository's own files hold."""
 
+import copy
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deconvnet import settings
 from deconvnet.errors import InputError
@@ -222,11 +227,40 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
 
 
 def test_json_stands_in_for_yaml(tmp_path, values):
-    import json
-
     path = tmp_path / "params.json"
     path.write_text(json.dumps(values))
     assert params.load(path) == params.load(written(tmp_path, values))
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(values, path=()):
+    yield path
+    for name in values if isinstance(values, dict) else ():
+        yield from places(values[name], (*path, name))
+
+
+DEMO = yaml.safe_load((REPOSITORY / "demo/params.yaml").read_text())
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@given(place=st.sampled_from([path for path in places(DEMO) if path]), value=PLAIN)
+def test_any_value_in_any_place_is_taken_or_refused_in_one_line(tmp_path_factory, place, value):
+    values = section = copy.deepcopy(DEMO)
+    for name in place[:-1]:
+        section = section[name]
+    section[place[-1]] = value
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(values))
+    try:
+        params.load(path)
+    except InputError as error:
+        assert str(error).startswith(f"{path}: ") and str(error).isprintable()
 
 
 ARGUMENTS = {

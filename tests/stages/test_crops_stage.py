@@ -134,7 +134,10 @@ def test_an_image_that_fcn_cannot_take_is_named_at_once(world):
     text = (world / "params.yaml").read_text()
     (world / "params.yaml").write_text(text.replace("canvas:\n  - 160\n  - 200", "canvas:\n  - 64\n  - 64"))
     rows = tables.read("dataset/train-000.parquet").to_pylist()
-    tables.write("dataset/train-000.parquet", pa.Table.from_pylist([rows[0], rows[1] | {"height": 61, "width": 64}]))
+    image, classes, instances = draw(ord("b"), 61, 64)
+    smaller = {"height": 61, "width": 64, "image": jpeg(image), "class_mask": png(classes)}
+    smaller |= {"instance_mask": png(instances)}
+    tables.write("dataset/train-000.parquet", pa.Table.from_pylist([rows[0], rows[1] | smaller]))
     with pytest.raises(InputError) as caught:
         build("stage1")
     # image a is 60x80, b 61x64: 61x80 holds both; val is not trained on

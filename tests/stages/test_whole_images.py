@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 
 from deconvnet import Predictor, crops, nets, predict, tables
 from deconvnet.boxes import windows
@@ -18,8 +19,24 @@ from deconvnet.inference.windows import select
 from deconvnet.nets import files
 from deconvnet.scores import decode
 from deconvnet.settings import Size
+from demo.world import archives
 from experiment.params import load
-from stages import infer, reestimate, train
+from stages import (
+    crf,
+    dataset,
+    ensemble,
+    evaluate,
+    fetch,
+    infer,
+    pretrain,
+    proposals,
+    reestimate,
+    report,
+    train,
+    train_fcn,
+)
+from stages import crops as crops_stage
+from tests import pipeline
 from tests.world import CLASSES, CPU, arguments, equal, reestimation_arguments, weights, write_experiment, write_params
 
 SPEC = {"kind": "deconvnet", "classes": 12, "eps": None}
@@ -126,6 +143,79 @@ def test_training_to_prediction(folder):
     scored = tables.read("scores/train-000.parquet").to_pylist()[0]
     assert scored["windows"] == 1 and len(set(scored["growth"])) == 1
     assert (decode(scored, len(CLASSES)).argmax(0) == wanted.argmax(0)).mean() > 0.99
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """The experiment of `pipeline.write_repository`, on whole images; the working folder."""
+    experiment = pipeline.write_repository(tmp_path / "repository")
+    params = yaml.safe_load((experiment / "params.yaml").read_text())
+    params["crops"]["context"] = "whole"
+    params["pretrain"]["size"]["input_size"] = SHAPE
+    params["pretrain"]["resized"] = params["train"]["resized"] = [72, 108]
+    params["report"]["examples"] = 1
+    (experiment / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(experiment)
+    return params
+
+
+def test_from_archives_to_the_report(drawn):
+    """Every stage's module in the order of the DAG, as dvc.yaml and the rules call them."""
+
+    def call(module, line):
+        module.main(line.split())
+
+    for name, entry in drawn["fetch"].items():
+        call(archives if "world" in entry["by"] else fetch, name)
+    files_of = {name: entry["file"] for name, entry in drawn["fetch"].items()}
+    archive_lists = f"--voc {files_of['voc_trainval']} --sbd {files_of['sbd']} --test {files_of['voc_test']}"
+    call(dataset, f"{archive_lists} --out data/dataset")
+    shards = sorted(path.stem for path in Path("data/dataset").glob("*.parquet"))
+    edges = f"--edge-model {files_of['edge_model']}"
+    for name in shards:
+        call(proposals, f"shard --dataset data/dataset/{name}.parquet {edges} --out data/proposals/{name}.parquet")
+    call(proposals, "recall --dataset data/dataset --proposals data/proposals --metrics reports/proposals.json "
+                    "--plot reports/proposals.csv")  # fmt: skip
+    for stage in ("stage1", "stage2"):
+        also = " --proposals data/proposals" * (stage == "stage2")
+        call(crops_stage, f"{stage} --dataset data/dataset --out data/crops/{stage}.parquet{also} "
+                          f"--balance reports/crops_{stage}.csv --render reports/crops_{stage}.png")  # fmt: skip
+    for module, name, more, out in (
+        (pretrain, "pretrain", f"--vgg16 {files_of['vgg16']} --crops data/crops/stage1.parquet", "weights/encoder"),
+        (train, "train_stage1", "stage1 --init data/weights/encoder.pt --crops data/crops/stage1.parquet",
+         "models/stage1"),
+        (train, "train_stage2", "stage2 --init data/models/stage1.pt --crops data/crops/stage2.parquet",
+         "models/stage2"),
+        (train_fcn, "train_fcn", "--init data/weights/encoder.pt --crops data/crops/stage1.parquet", "models/fcn8s"),
+    ):  # fmt: skip
+        call(module, f"{more} --dataset data/dataset --out data/{out}.pt --checkpoints data/checkpoints/{name} "
+                     f"--curves reports/{name}.csv --metrics reports/{name}.json")  # fmt: skip
+    call(reestimate, "--dataset data/dataset --crops data/crops/stage2.parquet --model data/models/stage2.pt "
+                     "--out data/models/deconvnet.pt")  # fmt: skip
+    val = [name for name in shards if name.startswith("val")]
+    for system in ("stage1", "fcn8s", "deconvnet"):
+        growth = " --growth" * (system == "deconvnet")
+        call(infer, f"--model data/models/{system}.pt --dataset data/dataset --proposals data/proposals "
+                    f"--out data/scores/{system} --shards {' '.join(val)}{growth}")  # fmt: skip
+    for name in val:
+        members = " ".join(f"data/scores/{system}/{name}.parquet" for system in ("deconvnet", "fcn8s"))
+        call(ensemble, f"--dataset data/dataset/{name}.parquet --members {members} "
+                       f"--out data/scores/edeconvnet/{name}.parquet")  # fmt: skip
+        for system in ("fcn8s", "deconvnet", "edeconvnet"):
+            call(crf, f"--dataset data/dataset/{name}.parquet --scores data/scores/{system}/{name}.parquet "
+                      f"--out data/labels/{system}_crf/{name}.parquet --processes 1")  # fmt: skip
+    places = "--dataset data/dataset --scores data/scores --labels data/labels --reports reports "
+    places += "--images data/evaluation/images.parquet"
+    call(evaluate, places)
+    call(report, f"{places} --proposals data/proposals --model data/models/deconvnet.pt --out reports/index.html")
+
+    windows_of = tables.read("data/crops/stage2.parquet").to_pandas()
+    assert (windows_of[["side_x", "side_y"]].to_numpy() == [200, 160]).all()  # the demo's images are 160x200
+    assert files.read("data/models/fcn8s.pt")["spec"]["size"]["input_size"] == SHAPE
+    scored = [row for name in val for row in tables.read(f"data/scores/deconvnet/{name}.parquet").to_pylist()]
+    assert len(scored) == 4 and {row["windows"] for row in scored} == {1}
+    assert json.loads(Path("reports/metrics.json").read_text())["deconvnet"]["mean_iou"] > 0
+    assert "1 proposal" in Path("reports/index.html").read_text()
 
 
 def test_parameters_that_do_not_fit(folder):
