@@ -2,7 +2,8 @@
 
 An image and its mask have one name: images/cat 1.jpg, masks/cat 1.png. A mask is an index or palette picture, whose
 numbers become classes by `label_table`. An object mask (optional) numbers the objects: 0 none, and in one of 8 bits
-255 void; without it, an object is what hangs together of one class, of at least LEAST px. Lists name the images of
+255 void; without it, and of a class of which an image has no object there, an object is what hangs together of one
+class, of at least LEAST px. Lists name the images of
 each split, one a line, with or without their suffix.
 
 An image's bytes are kept where they are a JPEG or PNG that decodes to its pixels as they are; anything else becomes a
@@ -25,7 +26,7 @@ from PIL import Image
 from deconvnet.errors import InputError
 from deconvnet.images import VOID, decoded_size, encode_mask
 from deconvnet.inference.photos import decode_photo, shrink
-from deconvnet.voc import SCHEMA, instances
+from deconvnet.voc import SCHEMA, STRAY, instances
 
 LEAST = 10  # px; a smaller part of a class keeps its labels, but is no object
 MOST = VOID - 1  # objects of an image: a mask's numbers end there
@@ -205,15 +206,21 @@ def read_row(source: Source, classes: Sequence[str], labels: Mapping[str, Sequen
 
 
 def components(class_mask: np.ndarray) -> np.ndarray:
-    """uint8 (H, W) instance mask: the parts of each class that hang together, also by corners, the largest MOST."""
-    found = []  # area, class, part
+    """uint8 (H, W) instance mask: the parts of each class that hang together, also by corners, the largest MOST.
+
+    Parts of less than LEAST px are none, but a class of STRAY px or more has its largest at least.
+    """
+    found = []  # whether it is its class's largest, area, class, part
     parts = {}
     for kind in np.unique(class_mask[(class_mask > 0) & (class_mask < VOID)]):
         count, parts[kind], statistics, _ = cv2.connectedComponentsWithStats((class_mask == kind).astype(np.uint8))
         areas = statistics[:, cv2.CC_STAT_AREA]
-        found += [(int(areas[part]), int(kind), part) for part in range(1, count) if areas[part] >= LEAST]
+        largest = 1 + int(areas[1:].argmax()) if areas[1:].sum() >= STRAY else 0
+        kept = [part for part in range(1, count) if areas[part] >= LEAST or part == largest]
+        found += [(part == largest, int(areas[part]), int(kind), part) for part in kept]
     mask = np.where(class_mask == VOID, VOID, 0).astype(np.uint8)
-    for number, (_, kind, part) in enumerate(sorted(sorted(found, reverse=True)[:MOST], key=lambda each: each[1:]), 1):
+    kept = sorted(each[2:] for each in sorted(found, reverse=True)[:MOST])
+    for number, (kind, part) in enumerate(kept, 1):
         mask[parts[kind] == part] = number
     return mask
 
@@ -221,11 +228,12 @@ def components(class_mask: np.ndarray) -> np.ndarray:
 def renumbered(objects: np.ndarray, class_mask: np.ndarray, mapped: bool) -> np.ndarray:
     """uint8 (H, W) instance mask: the numbers of `objects`, uint16 (H, W), as 1, 2, ..., void where the class is.
 
-    mapped: objects of classes that became background or void are left out. Raises ValueError for an object on the
-    background otherwise, for one of several classes, and for more than MOST objects.
+    Of a class without an object, the connected parts. mapped: objects of classes that became background or void are
+    left out. Raises ValueError for an object on the background otherwise, for one of several classes, and for more
+    than MOST objects.
     """
     mask = np.where(class_mask == VOID, VOID, 0).astype(np.uint8)
-    number = 0
+    number, seen = 0, set()
     for value in np.unique(objects[(objects > 0) & (class_mask < VOID)]):
         inside = (objects == value) & (class_mask < VOID)
         counts = np.bincount(class_mask[inside], minlength=VOID)
@@ -236,9 +244,13 @@ def renumbered(objects: np.ndarray, class_mask: np.ndarray, mapped: bool) -> np.
             where = "the background" if best == 0 else "several classes"
             raise ValueError(f"object {value}: most of its {counts.sum()} px are of {where} in the class mask")
         number += 1
-        if number > MOST:
-            raise ValueError(f"more than {MOST} objects in one image, which no mask of 8 bits can number")
-        mask[inside] = number
+        seen.add(best)
+        mask[inside] = min(number, MOST)
+    rest = components(np.where(np.isin(class_mask, [*seen]), 0, class_mask))
+    more = (rest > 0) & (rest < VOID)
+    if (count := number + int(rest[more].max(initial=0))) > MOST:
+        raise ValueError(f"{count} objects in one image; allowed: {MOST}, which a mask of 8 bits can number")
+    mask[more] = rest[more] + number
     return mask
 
 

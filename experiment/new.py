@@ -22,6 +22,7 @@ from PIL import Image
 
 from deconvnet import folders
 from deconvnet.errors import InputError
+from deconvnet.fields import parse
 from deconvnet.files import list_files, whole
 from deconvnet.images import VOID, decode_mask
 from deconvnet.progress import progress
@@ -96,10 +97,8 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--share: {options.share:g} is not allowed; allowed: between 0 and 1")
     labels = parse_labels(options.labels or [])
     classes = options.classes or [name for name in labels if name != "void"]
-    try:
-        Dataset(classes, labels=labels)
-    except ValueError as error:
-        raise InputError(f"--{'labels' if labels else 'classes'}: {error}") from None
+    values = {"classes": classes, "labels": labels, "shard_images": 256, "kind": "folders"}
+    parse(Dataset, values, "--labels" if labels else "--classes", "dataset")
     if not 32 <= options.longest <= 8192:
         raise InputError(f"--longest: {options.longest} is not allowed; allowed: 32 to 8192 px")
     places = {"images": options.images, "masks": options.masks}
@@ -132,8 +131,6 @@ def parse_labels(words: list[str]) -> dict[str, list[int | str]]:
                 f"--labels: {word!r} is not allowed; allowed: NAME=NUMBERS, such as car=7,8, each name once"
             )
         labels[name] = [value if value == "others" else int(value) for value in values]
-        if wrong := next((value for value in labels[name] if value != "others" and value > 65535), None):
-            raise InputError(f"--labels: {wrong} is not allowed; allowed: 0 to 65535")
     return labels
 
 

@@ -82,6 +82,15 @@ def test_objects_are_connected_parts_corners_included_and_specks_are_none():
     assert set(np.unique(found)) == {0, 1, 2, 3, VOID}
 
 
+def test_a_class_in_specks_has_its_largest_as_an_object():
+    mask = np.zeros((20, 30), np.uint8)
+    mask[::4, ::4] = 1  # 40 px, alone
+    mask[1, 0] = 1  # 2 px
+    mask[19, 20:29] = 2  # 9 px: too few to need an object
+    found = folders.components(mask)
+    assert found[0, 0] == found[1, 0] == 1 and (found > 0).sum() == 2
+
+
 def test_of_too_many_parts_the_largest_are_objects():
     mask = np.zeros((100, 200), np.uint8)
     for number in range(300):
@@ -100,9 +109,11 @@ def test_object_masks_are_numbered_anew(place):
     assert list(found["instance_classes"]) == [2, 1]
     assert (decode_mask(found["instance_mask"])[10, 10], decode_mask(found["instance_mask"])[40, 50]) == (2, 1)
     eight = objects.clip(0, 255).astype(np.uint8)
-    eight[5:25, 8:28] = 7
-    save(place, objects=eight)
-    assert list(row(place, objects=True)["instance_classes"]) == [1]
+    eight[5:25, 8:28], eight[30:55, 50:65] = 7, 0
+    save(place, objects=eight)  # the left part of the second square is 255, void; its class has no other object
+    found = row(place, objects=True)
+    assert list(found["instance_classes"]) == [1, 2]
+    assert found["instance_boxes"] == [[8, 5, 20, 20], [40, 30, 25, 25]]  # the connected part
 
 
 def test_objects_that_contradict_the_classes(place):
@@ -120,7 +131,7 @@ def test_objects_that_contradict_the_classes(place):
     refused(lambda: row(place, objects=True), "object 3", "several classes")
     many = np.arange(60 * 80).reshape(60, 80) // 10
     save(place, objects=Image.fromarray(many.astype(np.uint16)), mask=np.ones((60, 80), np.uint8))
-    refused(lambda: row(place, objects=True), "more than 254 objects")
+    refused(lambda: row(place, objects=True), "479 objects in one image; allowed: 254")
 
 
 def test_labels():
