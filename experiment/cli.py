@@ -35,7 +35,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
         os.register_at_fork(after_in_child=functools.partial(signal.signal, number, signal.SIG_DFL))
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="backslashreplace")  # a picture's name need not be text
     try:
         live.follow(sys.argv[1:])
