@@ -182,7 +182,8 @@ def test_the_largest_object_is_shown_as_the_net_sees_it():
     image, labels, _ = draw(0)
     window = np.array([-9, 20, 40, 60], np.int32)
     data = {"image": jpeg(image), "instance_areas": [3, 9, 4], "instance_classes": [2, 1, 3]}
-    picture, kind = activations.largest_object(data | {"object_windows": np.stack([window + 1, window, window])}, 32)
+    data["object_windows"] = np.stack([window + 1, window, window])
+    picture, kind = activations.largest_object(data, (32, 32))
     assert kind == 1
     whole = np.zeros((100, 100, 3), np.uint8)  # the image on a black canvas, 10 px in
     whole[10:70, 10:90] = np.asarray(Image.open(io.BytesIO(data["image"])))
