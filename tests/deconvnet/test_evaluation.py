@@ -26,9 +26,11 @@ def row_of(class_mask, instance_mask, classes):
 
 
 def counted(class_mask, labels, instance_mask=None, classes=3, params=PARAMS, growth=()):
-    if instance_mask is None:
+    if instance_mask is None:  # of no object
         instance_mask = np.where(class_mask == VOID, VOID, 0).astype(np.uint8)
-    row = row_of(class_mask, instance_mask, classes)
+        row = {"instance_classes": [], "instance_boxes": [], "instance_areas": []}
+    else:
+        row = row_of(class_mask, instance_mask, classes)
     return evaluation.count(row, class_mask, instance_mask, labels, list(growth), classes, params)
 
 
