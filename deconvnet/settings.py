@@ -330,12 +330,6 @@ class Crf:
 @dataclass(frozen=True)
 class Evaluation:
     split: Literal["train", "val"] = "val"
-    sizes: Annotated[list[Some], Distinct(ascending=True)] = (
-        1024,
-        9216,
-    )  # px, of medium and large objects; COCO's
+    # px, areas at which one size of objects ends and the next begins; the evaluation's are COCO's two
+    sizes: Annotated[list[Some], Distinct(ascending=True)] = (1024, 9216)
     boundary: Annotated[list[Width], Distinct(ascending=True)] = (1, 2, 4, 8, 16)  # px, of bands; the first is shown
-
-    def __post_init__(self):
-        if len(self.sizes) != 2:
-            raise ValueError(f"sizes: {list(self.sizes)} is not allowed; allowed: two areas in px, ascending")

@@ -173,6 +173,8 @@ def _check_together(params: Params, path: str | Path) -> None:
         refuse(
             "folders", f"has {', '.join(params.folders) or 'no key'}; allowed: {', '.join(FOLDERS)} (the last may lack)"
         )
+    if len(params.evaluate.sizes) != 2:
+        refuse("evaluate.sizes", f"{list(params.evaluate.sizes)} is not allowed; allowed: two areas in px, ascending")
     if params.evaluate.split not in params.infer.splits:
         refuse("evaluate.split", f"{params.evaluate.split} is not in infer.splits; add it there")
     for section, name in RUNS:

@@ -22,7 +22,7 @@ TINY = {
         "no_batch_norm": {"train": {"batch_norm_eps": None, "stage1": {"lr": 1e30}}},
         "stage2_only": {"trained": ["stage2"]},
     },
-    "measures": {"sizes": [256, 2916], "boundary": [1, 4], "thin": 7}, "rule": {"margin": 0.5, "rounds": 200},
+    "measures": {"sizes": [256, 1296, 2916], "boundary": [1, 4], "thin": 7}, "rule": {"margin": 0.5, "rounds": 200},
 }  # fmt: skip
 
 
