@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from PIL import Image
 from scipy.io import savemat
 
 from tests import pipeline
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 # The files that take minutes, longest first: two processes that begin with them end at about the same time. The second
 # does without `built`, which the first one makes.
