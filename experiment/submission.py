@@ -17,7 +17,7 @@ from PIL import Image
 from deconvnet import contents, scores, tables
 from deconvnet.errors import InputError
 from deconvnet.files import whole
-from deconvnet.images import PALETTE, VOC_CLASSES, decode_mask, encode_mask
+from deconvnet.images import PALETTE, VOC_CLASSES, decode_mask
 from deconvnet.progress import progress
 from experiment.cli import run
 from experiment.params import load
@@ -36,6 +36,15 @@ def pair(dataset: Path, labels: Path, split: str) -> list[tuple[Path, Path]]:
         reason = f"not in {dataset}; delete it, or run `dvc repro`" if wrong[0] in there else f"missing shard; {remedy}"
         raise InputError(f"{labels / wrong[0]}: {reason}")
     return [(path, labels / path.name) for path in inputs]
+
+
+def smallest(mask: np.ndarray) -> bytes:
+    """uint8 (H, W) -> a PNG in VOC's palette, half as large as the tables' own: it is made once and uploaded."""
+    image = Image.fromarray(mask)
+    image.putpalette(PALETTE.ravel().tolist())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def pack(path: Path, masks: dict[str, bytes]) -> None:
@@ -90,7 +99,7 @@ def main(arguments: list[str]) -> None:
             if (name := f"{folder}/{image['image_id']}.png") in sizes:
                 raise InputError(f"{inputs}: {image['image_id']} is in an earlier shard, too; run `dvc repro dataset`")
             try:
-                masks[name] = encode_mask(decode_mask(row["labels"]))
+                masks[name] = smallest(decode_mask(row["labels"]))
             except ValueError as error:
                 raise InputError(f"{labels}: {image['image_id']}: {error}; run `dvc repro`") from None
             sizes[name] = image["height"], image["width"]
