@@ -269,7 +269,7 @@ def test_a_split_without_shards(prepared):
     "values, message",
     [
         ({"sizes": [9, 5]}, "evaluate.sizes: [9, 5] is not allowed; allowed: a list, each: a whole number from 1"),
-        ({"sizes": [5]}, "evaluate: sizes: [5] is not allowed"),
+        ({"sizes": [5]}, "evaluate.sizes: [5] is not allowed"),
         ({"sizes": [5, 5]}, "evaluate.sizes: [5, 5] is not allowed"),
         ({"boundary": []}, "evaluate.boundary: [] is not allowed; allowed: a list, each: a whole number from 1"),
         ({"boundary": [2, 1]}, "evaluate.boundary: [2, 1] is not allowed"),
