@@ -159,7 +159,7 @@ class World:
         return {str(path.relative_to(self.base)) for path in self.base.rglob("*")}
 
     def dataset(self, out):
-        dataset.main(["--voc", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar", "--out", out])
+        dataset.main(["--input", "voc.tar", "--sbd", "sbd.tgz", "--test", "test.tar", "--out", out])
 
     def shard(self, split, out):
         proposals.main(

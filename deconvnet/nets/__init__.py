@@ -4,7 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from deconvnet.fields import Range, parse
 from deconvnet.nets.deconvnet import DeconvNet
@@ -42,3 +44,18 @@ def build(spec: dict) -> nn.Module:
     given = {field.name: getattr(found, field.name) for field in dataclasses.fields(Spec)[4:]}
     arguments = {name: value for name, value in given.items() if value is not None}
     return KINDS[found.kind](found.size, classes=found.classes, eps=found.eps, **arguments)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out random values: on the meta device they would import PyTorch's compiler, which takes seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (nn.init.normal_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.uniform_):
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return function(*args, **(kwargs or {}))
+
+
+def build_empty(spec: dict) -> nn.Module:
+    """The net of a spec on the meta device: names and shapes, no values, no memory. Raises as `build`."""
+    with torch.device("meta"), _Unfilled():
+        return build(spec)

@@ -10,7 +10,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from deconvnet.files import whole
 
 @dataclass(frozen=True)
 class Windows:
-    context: Annotated[float, Range(1, 10)]
+    context: Annotated[float, Range(1, 10)] | Literal["whole"]
     square: bool
 
 
@@ -78,8 +78,7 @@ def read(path: str | Path) -> dict:
     if not isinstance(state, dict) or not isinstance(about, dict):
         raise InputError(f"{path}: not a model file of this project: its state or about is no dictionary")
     try:
-        with torch.device("meta"):  # no memory yet: the sizes may be anything
-            net = nets.build(spec)
+        net = nets.build_empty(spec)  # no memory yet: the sizes may be anything
     except (TypeError, InputError) as error:
         raise InputError(f"{path}: its spec builds no net ({error}); train it again") from None
     check_weights(state, path)

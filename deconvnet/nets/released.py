@@ -137,8 +137,7 @@ def _sides(shape: tuple[int, ...]) -> str:
 
 
 def _shapes(spec: dict) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):  # shapes without memory
-        return {name: tuple(values.shape) for name, values in nets.build(spec).state_dict().items()}
+    return {name: tuple(values.shape) for name, values in nets.build_empty(spec).state_dict().items()}
 
 
 def _deconvnet(blobs: _Blobs, size: Size) -> tuple[dict, dict[str, Tensor], dict]:
