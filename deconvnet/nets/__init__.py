@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deconvnet.fields import Range, parse
@@ -46,12 +46,16 @@ def build(spec: dict) -> nn.Module:
     return KINDS[found.kind](found.size, classes=found.classes, eps=found.eps, **arguments)
 
 
+RANDOM = (nn.init.normal_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.normal_,
+          Tensor.uniform_)  # fmt: skip
+
+
 class _Unfilled(TorchFunctionMode):
     """Leaves out random values: on the meta device they would import PyTorch's compiler, which takes seconds."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (nn.init.normal_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.uniform_):
-            return (kwargs or {}).get("tensor", args[0] if args else None)
+        if function in RANDOM:
+            return args[0] if args else kwargs["tensor"]
         return function(*args, **(kwargs or {}))
 
 
