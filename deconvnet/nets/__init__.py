@@ -51,11 +51,9 @@ RANDOM = (nn.init.normal_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out values: on the meta device these functions would import PyTorch's compiler, which takes seconds."""
+    """Leaves out random values: on the meta device they would import PyTorch's compiler, which takes seconds."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.eye:
-            return torch.empty(args[0], args[0])
         if function in RANDOM:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **(kwargs or {}))

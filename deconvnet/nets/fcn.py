@@ -14,6 +14,7 @@ Pooling rounds the size up, as Caffe's does.
 import dataclasses
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,9 +51,10 @@ class FCN(nn.Module):
         for score in (self.score_fc7, *self.score_pools):
             nn.init.zeros_(score.weight)
             nn.init.zeros_(score.bias)
+        own = torch.from_numpy(np.eye(classes, dtype=np.float32))[:, :, None, None]  # each class upsampled by itself
         for upsampling in self.upsamplings:
             with torch.no_grad():
-                upsampling.weight.copy_(torch.eye(classes)[:, :, None, None] * bilinear(2))
+                upsampling.weight.copy_(own * bilinear(2))
 
     def set_skip_scales(self, scales) -> None:
         """Change the factors of the scores of pool4 and pool3."""
@@ -90,5 +92,5 @@ class FCN(nn.Module):
 
 def bilinear(factor: int) -> Tensor:
     """(2f, 2f) filter of a transposed convolution of stride `factor` that interpolates linearly."""
-    ramp = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
-    return ramp[:, None] * ramp
+    ramp = 1 - np.abs(np.arange(2 * factor) - (factor - 0.5)) / factor
+    return torch.from_numpy(np.outer(ramp, ramp).astype(np.float32))
