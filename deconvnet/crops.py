@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from deconvnet import contents, tables
-from deconvnet.boxes import iou, proposed, windows
+from deconvnet.boxes import inside, iou, proposed, windows
 from deconvnet.errors import InputError
 from deconvnet.images import VOID, colour, contact_sheet, cut_window, decode_row
 from deconvnet.progress import progress
@@ -96,6 +96,8 @@ def find_windows(
         for row in rows:
             present = np.flatnonzero(row["instance_areas"])
             objects = np.array(row["instance_boxes"], np.int32).reshape(-1, 4)[present]
+            if not inside(objects, row["height"], row["width"]):
+                raise InputError(f"{path}: {row['image_id']}: an object's box lies beyond the image; run `dvc repro`")
             kinds = np.array(row["instance_classes"], np.int32)[present]
             seen.append(kinds)
             boxes, of = objects, np.arange(len(objects))

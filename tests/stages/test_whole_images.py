@@ -17,6 +17,7 @@ from deconvnet.images import decode_image
 from deconvnet.inference.models import load_net
 from deconvnet.inference.windows import select
 from deconvnet.nets import files
+from deconvnet.proposals import SCHEMA
 from deconvnet.scores import decode
 from deconvnet.settings import Size
 from demo.world import archives
@@ -135,9 +136,7 @@ def test_training_to_prediction(folder):
     assert result.windows == 1
     np.testing.assert_allclose(result.probabilities, wanted, atol=1e-5)
 
-    boxes = {"image_id": pa.array([], pa.string())}
-    boxes |= {name: pa.array([], pa.float32()) for name in ("x", "y", "width", "height")}
-    tables.write("proposals/train-000.parquet", pa.table(boxes))  # none, and none is needed
+    tables.write("proposals/train-000.parquet", SCHEMA.empty_table())  # none, and none is needed
     line = "--model deconvnet.pt --dataset dataset --proposals proposals --out scores --shards train-000 --growth"
     infer.main(f"{line} --params params.json".split())
     scored = tables.read("scores/train-000.parquet").to_pylist()[0]
@@ -168,7 +167,7 @@ def test_from_archives_to_the_report(drawn):
     for name, entry in drawn["fetch"].items():
         call(archives if "world" in entry["by"] else fetch, name)
     files_of = {name: entry["file"] for name, entry in drawn["fetch"].items()}
-    archive_lists = f"--voc {files_of['voc_trainval']} --sbd {files_of['sbd']} --test {files_of['voc_test']}"
+    archive_lists = f"--input {files_of['voc_trainval']} --sbd {files_of['sbd']} --test {files_of['voc_test']}"
     call(dataset, f"{archive_lists} --out data/dataset")
     shards = sorted(path.stem for path in Path("data/dataset").glob("*.parquet"))
     edges = f"--edge-model {files_of['edge_model']}"
