@@ -43,7 +43,7 @@ def tiny(params: dict) -> None:
     for section in (params["pretrain"]["run"], *params["train"].values(), params["train_fcn"]["run"]):
         if isinstance(section, dict):
             section |= {"steps": 4, "batch": 4, "micro_batch": 4, "batch_norm_crops": 2, "drop_at": []}
-            section |= {"validate_every": 4, "checkpoint_minutes": 0, "warmup_steps": 2}
+            section |= {"validate_every": 4, "checkpoint_minutes": 0, "lr": 0.01, "warmup_steps": 2}
     params["training"] |= {"held_out": 0.3, "statistics_passes": 1}
     params["reestimate"] |= {"passes": 2, "batch": 4}
     params["infer"]["growth"] = [1, 5]
