@@ -47,6 +47,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         os._exit(0)  # Python would first take apart all its modules, PyTorch's for up to a second
     except InputError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # whoever read the output, such as `head`, has read enough
+        os._exit(128 + signal.SIGPIPE)
 
 
 def call(main: Callable[[list[str]], None], arguments: list[str]) -> None:
