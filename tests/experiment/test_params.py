@@ -125,7 +125,7 @@ def test_what_trainings_share_stands_once_and_a_run_may_differ(tmp_path, values)
         ("dataset.classes", ["background", "a\nb"], "dataset.classes[1]: 'a\\nb' is not allowed"),
         ("dataset.counts", {1: 2, "x": 3}, "dataset.counts: 1: not allowed as a key; allowed: text"),
         ("evaluate.split", "train", "evaluate.split: train is not in infer.splits"),
-        ("evaluate.sizes", [5, 9, 20], "evaluate.sizes: .5, 9, 20. is not allowed; allowed: two areas"),
+        ("evaluate.sizes", [5, 9, 20], "evaluate.sizes: [5, 9, 20] is not allowed; allowed: two areas"),
         ("infer.splits", ["val", "test"], "infer.splits: test is named, but fetch.voc_test has no address"),
         ("proposals.edges", "structured", "proposals.edges: structured needs fetch.edge_model"),
         ("train.resized", 64, None),
