@@ -27,7 +27,7 @@ from stages import crops
 from tests.deconvnet.test_files import recorded  # noqa: F401
 from tests.stages.test_crops_stage import world  # noqa: F401
 
-OUTPUTS = ["--out", "out/a.parquet", "--balance", "out/b.csv", "--render", "out/c.png"]
+CROPS = "stage1 --dataset dataset --out out/a.parquet --balance out/b.csv --render out/c.png".split()
 
 
 def table(folder):
@@ -93,18 +93,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_file(tmp_path, write):
 
 def test_a_disk_that_fills_at_every_file_of_a_stage_in_turn(world, monkeypatch):  # noqa: F811
     """Of a stage that writes three files none appears, whichever of them does not fit."""
-    words = [
-        "stage1",
-        "--dataset",
-        "dataset",
-        "--out",
-        "out/a.parquet",
-        "--balance",
-        "out/b.csv",
-        "--render",
-        "out/c.png",
-    ]
-    crops.main(words)
+    crops.main(CROPS)
     first = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     assert len(first) == 3
     for path in Path("out").iterdir():
@@ -113,7 +102,7 @@ def test_a_disk_that_fills_at_every_file_of_a_stage_in_turn(world, monkeypatch):
         try:
             limited(size - 1)
             with pytest.raises(InputError, match="make room"):
-                cli.call(crops.main, words)
+                cli.call(crops.main, CROPS)
         finally:
             limited(resource.RLIM_INFINITY)
         assert {path.name: path.read_text() for path in Path("out").iterdir()} == dict.fromkeys(first, "old")
@@ -181,23 +170,12 @@ def test_memory_that_ends_is_one_line(tmp_path):
 
 
 def test_a_clock_that_jumps_changes_no_byte(world, monkeypatch):  # noqa: F811
-    words = [
-        "stage1",
-        "--dataset",
-        "dataset",
-        "--out",
-        "out/a.parquet",
-        "--balance",
-        "out/b.csv",
-        "--render",
-        "out/c.png",
-    ]
-    crops.main(words)
+    crops.main(CROPS)
     first = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     ticks = iter([2e9, 0.0, 5e9, 1.0] * 100)
     monkeypatch.setattr(time, "time", lambda: next(ticks))
     monkeypatch.setattr(time, "time_ns", lambda: int(next(ticks)))
-    crops.main(words)
+    crops.main(CROPS)
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == first
     Path("data").mkdir(exist_ok=True)
     monkeypatch.setattr(cli, "_ends", [time.monotonic()])
