@@ -27,7 +27,7 @@ from stages import crops
 from tests.deconvnet.test_files import recorded  # noqa: F401
 from tests.stages.test_crops_stage import world  # noqa: F401
 
-CROPS = "stage1 --dataset dataset --out out/a.parquet --balance out/b.csv --render out/c.png".split()
+CROPS = ["stage1", "--dataset", "dataset", "--out", "out/a.parquet", "--balance", "out/b.csv", "--render", "out/c.png"]
 
 
 def table(folder):
