@@ -209,7 +209,7 @@ class Mirror:
             unreached = bool(error.args) and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
             passing = isinstance(error, (requests.ConnectionError, requests.Timeout))
             raise (Dropped if passing and (self.answers or not unreached) else Failed)(_root(error)) from None
-        except (ValueError, urllib3.exceptions.HTTPError) as error:  # a redirection that none of them can parse
+        except (ValueError, OverflowError, urllib3.exceptions.HTTPError) as error:  # no redirection
             raise Failed(f"leads nowhere: {_root(error)}") from None
         with response:
             self.answers = True

@@ -110,7 +110,8 @@ class EdgeBoxes:
 
 def propose(images: pa.Table, detector: EdgeBoxes, name: str = "") -> pa.Table:
     """Data set rows (image_id, image) -> rows of SCHEMA, sorted by image and rank. `name` labels the progress bar."""
-    columns = {name: [] for name in SCHEMA.names}
+    columns = {field.name: [] if field.name == "image_id" else [np.zeros(0, field.type.to_pandas_dtype())]
+               for field in SCHEMA}  # fmt: skip
     for row in progress(images.to_pylist(), unit="image", desc=name):
         try:
             image = decode_image(row["image"])

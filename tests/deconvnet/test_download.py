@@ -526,6 +526,12 @@ def test_redirect_to_a_local_file_is_not_followed(server):
     fails(f"{server.url}/a")
 
 
+def test_redirect_whose_body_nobody_can_hold(server):
+    headers = {"Location": "/b", "Content-Encoding": "gzip", "Content-Length": 10**30}
+    server.scripts["/a"] = [lambda handler: handler.answer(302, headers, b"no gzip")]
+    assert "leads nowhere" in fails(f"{server.url}/a")
+
+
 def test_no_network():
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

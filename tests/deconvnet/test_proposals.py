@@ -67,6 +67,12 @@ def test_an_image_without_edges_or_of_few_pixels_has_no_boxes(params):
         assert (boxes.shape, objectness.shape) == ((0, 4), (0,))
 
 
+def test_a_shard_of_no_images_has_no_boxes(params):
+    found = proposals.propose(pa.table({"image_id": pa.array([], pa.string()), "image": pa.array([], pa.binary())}),
+                              proposals.EdgeBoxes(params, None))  # fmt: skip
+    assert (found.schema, len(found)) == (proposals.SCHEMA, 0)
+
+
 def test_structured_edges_need_their_model(params, tmp_path):
     structured = dataclasses.replace(params, edges="structured")
     for content in (None, b"", b"not a forest"):
