@@ -66,6 +66,7 @@ JUSTIFIED = {
     "archives/zero": "as flip, and the padding of a tar",
     "archives/repeat a member": "tar: the last of a name counts",
     "archives/stray names": "names that nobody asks for are not read",
+    "archives/flip mat": "as flip",
     "archives/CRLF": "line ends are white space",
     "parameters/another value": "it lies in the range of its key",
     "parameters/flip": "a comment or a letter of a name may be another",

@@ -290,6 +290,8 @@ class Trainer:
 
     def _check(self, saved: dict, path: Path) -> None:
         """Raise InputError where a checkpoint of this run does not hold what it is resumed from."""
+        if not origin.is_plain(saved.get("provenance")):
+            raise InputError(f"{path}: its provenance is damaged")
         if origin.differences(saved.get("provenance"), self.provenance):
             return  # of another run: `_resume` says so
         if not isinstance(saved.get("net"), dict):

@@ -43,6 +43,15 @@ def differences(before: object, now: dict) -> list[str]:
     return [name for name in {**other, **one} if name not in free and one.get(name, ...) != other.get(name, ...)]
 
 
+def is_plain(values: object) -> bool:
+    """Whether `values` can be compared: dictionaries, lists, text and numbers, nothing else."""
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def _plain(values: dict) -> dict:
     return json.loads(json.dumps(values))
 

@@ -84,6 +84,7 @@ def test_vgg16_with_entries_that_are_no_tensors(tmp_path):
     ("change", "said"),
     [
         ({"net": {}}, "of another network"),
+        ({"provenance": {"code": torch.zeros(2)}}, "its provenance is damaged"),
         ({"momentum": torch.zeros(3)}, r"momentum of \(3,\) values"),
         ({"momentum": None}, "step 2 of a run of 4"),
         ({"step": 99}, "step 99 of a run of 4"),
