@@ -147,8 +147,7 @@ class World:
                                "held_out_accuracy": 0.5, "held_out_mean_iou": [0.1, 0.25]})  # fmt: skip
         for name in ("pretrain", "train_stage1", "train_stage2", "train_fcn"):
             curves.to_csv(f"reports/{name}.csv", index=False)
-        places = ["--metrics", "reports/proposals.json", "--plot", "reports/proposals.csv"]
-        proposals.main(["recall", "--dataset", "data/dataset", "--proposals", "data/proposals", *places])
+        self.recall("reports")
         Path("pictures").mkdir()
         Image.fromarray(draw(3)[0]).save("pictures/a.png")
         Image.fromarray(draw(4)[0]).save("pictures/b.jpg")
@@ -166,6 +165,10 @@ class World:
         proposals.main(
             ["shard", "--dataset", f"data/dataset/{split}-000.parquet", "--edge-model", "none", "--out", out]
         )
+
+    def recall(self, reports):
+        proposals.main(["recall", "--dataset", "data/dataset", "--proposals", "data/proposals",
+                        "--metrics", f"{reports}/proposals.json", "--plot", f"{reports}/proposals.csv"])  # fmt: skip
 
     def crops(self, stage, reports, out):
         more = ["--proposals", "data/proposals"] if stage == "stage2" else []

@@ -1,5 +1,6 @@
 """What happens to the machine: power, disk, memory, clock. Kills: tests/workflow/test_interruption.py."""
 
+import contextlib
 import datetime
 import os
 import resource
@@ -69,9 +70,15 @@ def test_the_checkpoint_before_is_kept_until_the_next_is_on_the_disk(tmp_path, r
     assert calls.index(("replace", "checkpoint.pt")) > 1 and calls[-1] == ("fsync", tmp_path.name)
 
 
-def limited(limit):
-    """RLIMIT_FSIZE: a file that would grow beyond it fails as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+@contextlib.contextmanager
+def limited(size: int):
+    """RLIMIT_FSIZE: a file that would grow beyond `size` bytes fails as on a full disk."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, most))
 
 
 @pytest.mark.parametrize("write", [table, model, checkpoint, report])
@@ -82,12 +89,8 @@ def test_a_disk_that_fills_in_the_middle_of_a_file(tmp_path, write):
     for limit in sorted({0, 1, len(data) // 2, len(data) - 1}):
         if write is checkpoint:
             file.unlink(missing_ok=True)
-        try:
-            limited(limit)
-            with pytest.raises(InputError, match="nothing half-written is left: make room"):
-                cli.call(lambda _: write(tmp_path), [])
-        finally:
-            limited(resource.RLIM_INFINITY)
+        with limited(limit), pytest.raises(InputError, match="nothing half-written is left: make room"):
+            cli.call(lambda _: write(tmp_path), [])
         assert [path.read_bytes() for path in tmp_path.iterdir()] == ([] if write is checkpoint else [data])
 
 
@@ -99,12 +102,8 @@ def test_a_disk_that_fills_at_every_file_of_a_stage_in_turn(world, monkeypatch):
     for path in Path("out").iterdir():
         path.write_text("old")
     for size in sorted(map(len, first.values())):
-        try:
-            limited(size - 1)
-            with pytest.raises(InputError, match="make room"):
-                cli.call(crops.main, CROPS)
-        finally:
-            limited(resource.RLIM_INFINITY)
+        with limited(size - 1), pytest.raises(InputError, match="make room"):
+            cli.call(crops.main, CROPS)
         assert {path.name: path.read_text() for path in Path("out").iterdir()} == dict.fromkeys(first, "old")
 
 
