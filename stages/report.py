@@ -50,6 +50,10 @@ def read_reports(folder: Path, classes: list[str]) -> dict[str, pd.DataFrame | d
                 f"{folder / name}.csv: {column}: its classes are not dataset.classes of params.yaml, see "
                 f"{min(strange)}; run `dvc repro evaluate`"
             )
+    try:
+        reading.check_agreement(found, classes)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{folder}: {error}; run `dvc repro evaluate`") from None
     return found
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from deconvnet import metrics as pixels
 from deconvnet.errors import InputError
 from deconvnet.files import read_plain
 from deconvnet.systems import SYSTEMS
+from experiment.report.numbers import DIGITS
 
 MOST = 64 << 20  # bytes of a report
 SHARE, SIGNED, COUNT, NUMBER = (0, 1), (-1, 1), (0, 2**53), (0, 1e30)
@@ -87,6 +89,38 @@ def check_table(table: pd.DataFrame, name: str) -> None:
     key = [column for column, kind in columns.items() if kind is str]
     if key and table.duplicated(key).any():
         raise ValueError(f"{', '.join(key)}: a row is there twice")
+
+
+def check_agreement(found: dict[str, pd.DataFrame | dict], classes: list[str]) -> None:
+    """Raise ValueError where a report of `evaluate` says another number than confusion.csv or metrics.json has."""
+    metrics, confusion = found["metrics"], found["confusion"].set_index(["system", "truth", "predicted"])["pixels"]
+    everyone = pd.MultiIndex.from_product([SYSTEMS, classes, classes])
+    if len(confusion) != len(everyone):
+        raise ValueError("confusion.csv: not a row for every pair of classes")
+    matrices = confusion.loc[everyone].to_numpy().reshape(len(SYSTEMS), len(classes), len(classes))
+    ious, per_class = pixels.ious(matrices), found["per_class"].set_index("class").loc[classes]
+    sizes, near = found["sizes"].set_index("system"), found["boundary"].iloc[0]
+    intervals = {(row.system, row.minus): row for row in found["intervals"].fillna("").itertuples()}
+    mean_iou = dict(zip(SYSTEMS, pixels.mean(ious), strict=True))
+    for at, key in enumerate(SYSTEMS):
+        own = metrics[key]
+        for name, said, other in [
+            ("per_class.csv", per_class[key], ious[at]),
+            ("metrics.json: mean_iou", own["mean_iou"], mean_iou[key]),
+            ("metrics.json: pixel_accuracy", own["pixel_accuracy"], pixels.accuracy(matrices[at])),
+            ("sizes.csv", sizes.loc[key, list(SIZES)], [own[size] for size in SIZES]),
+            ("boundary.csv", near[key], own["boundary"]),
+        ]:
+            _same(f"{name}: {key}", said, other)
+        if (key, "") not in intervals:
+            raise ValueError(f"intervals.csv: lacks {key}")
+    for (system, minus), row in intervals.items():
+        _same(f"intervals.csv: {system}", row.mean_iou, mean_iou[system] - (mean_iou[minus] if minus else 0))
+
+
+def _same(name: str, said: object, other: object) -> None:
+    if not np.allclose(np.array(said, float), np.array(other, float), rtol=0, atol=2 * 10**-DIGITS, equal_nan=True):
+        raise ValueError(f"{name}: not what the other reports say")
 
 
 def check_metrics(found: object) -> None:

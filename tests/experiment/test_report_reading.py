@@ -1,11 +1,15 @@
 """What the page takes for a report."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deconvnet.errors import InputError
 from experiment.report import reading
+from stages.report import read_reports
 
 DEMO = Path(__file__).parents[2] / "demo/reports"
 
@@ -39,6 +43,44 @@ def test_damage(tmp_path, name, old, new, said):
     with pytest.raises(InputError) as error:
         reading.report(tmp_path / name, "evaluate")
     assert str(error.value).startswith(f"{tmp_path / name}: not as it was written (") and said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "column"),
+    [
+        ("confusion.csv", "fcn8s,ball,ball", "pixels"),
+        ("per_class.csv", "ball", "edeconvnet"),
+        ("sizes.csv", "deconvnet", "small"),
+        ("boundary.csv", "1", "stage1"),
+        ("intervals.csv", "fcn8s,", "mean_iou"),
+        ("intervals.csv", "deconvnet,fcn8s", "mean_iou"),
+        ("metrics.json", "fcn8s", "mean_iou"),
+        ("metrics.json", "edeconvnet", "pixel_accuracy"),
+        ("metrics.json", "edeconvnet", "boundary"),
+    ],
+)
+def test_one_other_digit_is_seen(tmp_path, name, line, column):
+    for path in DEMO.iterdir():
+        if path.suffix in (".csv", ".json"):
+            shutil.copy(path, tmp_path)
+    classes = yaml.safe_load((DEMO.parent / "params.yaml").read_text())["dataset"]["classes"]
+    read_reports(tmp_path, classes)
+    if name.endswith(".json"):
+        found = json.loads((tmp_path / name).read_text())
+        found[line][column] = round(found[line][column] + 0.001, 6)
+        (tmp_path / name).write_text(json.dumps(found))
+    else:
+        header, *rows = (tmp_path / name).read_text().splitlines()
+        [at] = [at for at, row in enumerate(rows) if row.startswith(f"{line},")][:1]
+        cells = rows[at].split(",")
+        place = header.split(",").index(column)
+        cells[place] = (
+            str(int(cells[place]) + 1000) if name == "confusion.csv" else f"{float(cells[place]) + 0.001:.6f}"
+        )
+        rows[at] = ",".join(cells)
+        (tmp_path / name).write_text("\n".join([header, *rows]) + "\n")
+    with pytest.raises(InputError, match="not what the other reports say; run `dvc repro evaluate`"):
+        read_reports(tmp_path, classes)
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"", b"\x00" * 99, "Größe".encode("latin-1")])
