@@ -2,7 +2,7 @@
 
 `make test` kills the tiny world's at a few random moments; all of it, every stage and some more, several minutes:
 
-    python tests/test_interruption.py [SEED]
+    python -m tests.workflow.test_interruption [SEED]
 """
 
 import contextlib
