@@ -22,6 +22,7 @@ LONGEST = [
     "workflow/test_graph.py", "stages/test_processes.py", "workflow/test_interruption.py",
     "workflow/test_experiments.py", "workflow/test_cluster.py", "workflow/test_claims.py", "workflow/test_pipeline.py",
     "workflow/test_own_data.py", "stages/test_train.py", "workflow/test_remote.py", "stages/test_origin.py",
+    "test_full_disk.py", "test_wheel.py", "test_fuzz.py", "stages/test_whole_images.py", "test_walkthrough.py",
 ]  # fmt: skip
 
 

@@ -27,6 +27,18 @@ class Shown:
     region: str = "all"
 
 
+def region(name: str, sizes: list[int]) -> str:
+    """A region of `deconvnet.regions.count` in words."""
+    kind, _, number = name.partition(" ")
+    if kind == "within":
+        return f"within {number} px of a boundary"
+    if kind in ("thin", "all"):
+        return {"thin": "at thin parts", "all": "everywhere"}[kind]
+    ends = [0, *sizes]
+    upper = f" to {ends[int(number)]:,}" if int(number) < len(ends) else " and more"
+    return f"objects of {ends[int(number) - 1]:,}{upper} px"
+
+
 @dataclass(frozen=True)
 class Comparison:
     letter: str
@@ -83,18 +95,19 @@ def all_of(claims: Claims, norm: str, growth: list[int], proposals: int) -> list
     add("e", f"EdgeBoxes over random boxes, {proposals} of each", made("deconvnet"), made("random"), control=True)
     add("e", "maximum over average of windows", made("deconvnet"), made("average"), control=True)
 
-    last = len(claims.measures.sizes) + 1
-    for size, area in enumerate((0, *claims.measures.sizes), 1):
-        upper = f" to {claims.measures.sizes[size - 1]:,}" if size < last else " and more"
-        add("f", f"DeconvNet over FCN-8s, objects of {area:,}{upper} px", made("deconvnet", f"size {size}"),
-            made("fcn8s", f"size {size}"), control=size not in (1, last))  # fmt: skip
+    sizes = claims.measures.sizes
+    for size in range(1, len(sizes) + 2):
+        place = f"size {size}"
+        add("f", f"DeconvNet over FCN-8s, {region(place, sizes)}", made("deconvnet", place), made("fcn8s", place),
+            control=1 < size <= len(sizes))  # fmt: skip
 
-    near = f"within {claims.measures.boundary[0]}"
-    for region, words in ((near, f"{near} px of a boundary"), ("thin", "at thin parts"), ("all", "everywhere")):
+    fine = (f"within {claims.measures.boundary[0]}", "thin")
+    for place in (*fine, "all"):
         for variant in ("bilinear", "transposed"):
-            vary("g", f"switches over {variant}, {words}", variant, region == "all", region)
-    for region, words in ((near, f"{near} px of a boundary"), ("thin", "at thin parts")):
-        add("g", f"DeconvNet over FCN-8s, {words}", made("deconvnet", region), made("fcn8s", region), control=True)
+            vary("g", f"switches over {variant}, {region(place, sizes)}", variant, place == "all", place)
+    for place in fine:
+        add("g", f"DeconvNet over FCN-8s, {region(place, sizes)}", made("deconvnet", place), made("fcn8s", place),
+            control=True)  # fmt: skip
 
     vary("h", "balanced classes over unbalanced", "unbalanced", control=True)
     vary("h", "square windows over plain", "plain_windows", control=True)

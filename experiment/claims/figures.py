@@ -38,7 +38,7 @@ def _ladder(figure: Figure, names: list[str], label: str):
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(f"{label}: mean over seeds, 95 % interval over images, | each seed")
+    axes.set_xlabel(f"{label}\nmean over seeds, 95 % interval over images, | each seed", fontsize=9)
     return axes
 
 

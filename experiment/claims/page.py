@@ -3,9 +3,10 @@
 import pandas as pd
 
 from deconvnet import cost
+from deconvnet.systems import SYSTEMS
 from experiment.check import trainings
 from experiment.claims import cells
-from experiment.claims.comparisons import SAID, Shown
+from experiment.claims.comparisons import SAID, Shown, region
 from experiment.claims.counts import Row
 from experiment.report.numbers import percent
 from experiment.report.numbers import signed as number_signed
@@ -19,9 +20,23 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows]) + "\n"
 
 
-def named(shown: Shown) -> str:
-    system = shown.system if shown.table == "systems" else shown.table
-    return system.replace("_", " ") + ("" if shown.region == "all" else f", {shown.region}")
+# Systems of one seed's nets beside those of the DAG.
+OTHERS = {
+    "product": "EDeconvNet by the product of scores", "pair": "two DeconvNets", "random": "DeconvNet on random boxes",
+    "average": "DeconvNet, average of windows", "not_reestimated": "DeconvNet, statistics of the training",
+}  # fmt: skip
+
+
+def named(shown: Shown, sizes: list[int]) -> str:
+    """What is shown in words. sizes: px, where one size of objects ends and the next begins."""
+    if shown.table != "systems":
+        name = f"DeconvNet, {shown.table.replace('_', ' ')}"
+    else:
+        key, _, number = shown.system.partition(" after ")
+        key, crf, norm = key.partition("_crf_")
+        name = (SYSTEMS[key].name if key in SYSTEMS else OTHERS[key]) + (f"+CRF, normalization {norm}" if crf else "")
+        name += f" after {number} proposal{'s' * (number != '1')}" if number else ""
+    return name + ("" if shown.region == "all" else f", {region(shown.region, sizes)}")
 
 
 def comparison(row: Row) -> list[str]:
@@ -81,7 +96,7 @@ def write(
         table(["learning rate", "with batch norm", "without"], shown),
         "## Mean IoU of everything compared, in %\n",
         table(["what", "mean over seeds", "95 % interval", "seeds"], [
-            [named(Shown(row.table, row.system, row.region)),
+            [named(Shown(row.table, row.system, row.region), claims.measures.sizes),
              f"{row.mean_iou:.1f}" + (f" ± {row.deviation:.1f}" if row.deviation == row.deviation else ""),
              f"{row.low:.1f} to {row.high:.1f}", row.seeds] for row in levels.itertuples()]),
     ]  # fmt: skip

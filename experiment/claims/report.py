@@ -36,7 +36,9 @@ def draw(
     for letter in SAID:
         used = {each for row in rows if row.asked.letter == letter for each in (row.asked.one, row.asked.other)}
         if keep := [each in used for each in shown]:
-            files[f"{letter}.svg"] = figures.dots(found[keep], [page.named(each) for each in shown if each in used])
+            files[f"{letter}.svg"] = figures.dots(
+                found[keep], [page.named(each, claims.measures.sizes) for each in shown if each in used]
+            )
             captions[letter].append(("Mean IoU of what is compared.", f"{letter}.svg"))
     growth = {name: [(number, Shown("systems", f"{system} after {number}")) for number in params.infer.growth]
               for name, system in (("EdgeBoxes", "deconvnet"), ("random boxes", "random"),
