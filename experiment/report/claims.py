@@ -17,6 +17,8 @@ COMPARED = {  # whose mean IoU a claim sets against whose, where intervals.csv h
     "b": (("deconvnet_crf", "deconvnet"), ("edeconvnet_crf", "edeconvnet")),
     "c": (("deconvnet", "stage1"),),
 }
+# What one run shows no more than in part: stage 1 alone has fewer steps, and FCN-8s differs in more than unpooling.
+IN_PART = "cg"
 
 
 def gains(metrics: dict, growth: pd.DataFrame, boundary: pd.DataFrame) -> dict[str, dict[str, float | None]]:
@@ -49,11 +51,14 @@ def verdict(letter: str, own: dict[str, float | None], low: float = float("inf")
 
     holds: all are above 0, and so are their intervals; each that the paper gives a number for is at least half of it,
     and where the claim itself states a size ("about a point"), at most twice. holds in sign only: all are above 0.
+    Claims of IN_PART can fail, and no more.
     """
     if not own or None in own.values():
         return "not tested"
     if min(own.values()) <= 0:
         return "fails"
+    if letter in IN_PART:
+        return "not tested"
     for name, paper in GAINS.get(letter, {}).items():
         if own[name] < paper / 2 or letter in SIZES_CLAIMED and own[name] > 2 * paper:
             return "holds in sign only"

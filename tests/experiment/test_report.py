@@ -80,8 +80,8 @@ def test_claims_hold():
         "b": {"deconvnet": 1.0, "edeconvnet": 1.0}, "c": {"deconvnet": 20.0}, "e": {"last": 10.0},
         "d": {}, "f": {"small": 10.0, "large": 1.0}, "g": {"narrowest": 10.0},
     }  # fmt: skip
-    assert {letter for letter, own in gains.items() if claims.verdict(letter, own) == "holds"} == set("abcefg")
-    assert claims.verdict("d", gains["d"]) == "not tested"
+    assert {letter for letter, own in gains.items() if claims.verdict(letter, own) == "holds"} == set("abef")
+    assert {claims.verdict(letter, gains[letter]) for letter in "cdg"} == {"not tested"}  # by one run
 
 
 def test_claims_fail():
