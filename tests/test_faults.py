@@ -2,10 +2,12 @@
 
 import contextlib
 import datetime
+import multiprocessing
 import os
 import resource
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -142,29 +144,26 @@ def test_a_full_disk_at_every_step_of_several_files(tmp_path, monkeypatch):
     pytest.fail("it never came to its end")
 
 
+def starved(picture: Path) -> str:
+    """What reading a picture says to a process that may use 100 MB more than now."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (100 << 20),) * 2)
+    try:
+        cli.call(lambda _: read_photo(picture), [])
+    except InputError as error:
+        return str(error)
+    except BaseException:
+        return traceback.format_exc()
+    return "read"
+
+
 def test_memory_that_ends_is_one_line(tmp_path):
-    """In a process of its own, which may use 100 MB more than now: a picture of 200 MB does not fit."""
+    """A picture of 200 MB does not fit."""
     cv2.imwrite(str(tmp_path / "large.png"), np.zeros((8000, 8000, 3), np.uint8))
-    read, write = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            os.close(read)
-            now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (now + (100 << 20),) * 2)
-            try:
-                cli.call(lambda _: read_photo(tmp_path / "large.png"), [])
-                said = "read"
-            except InputError as error:
-                said = str(error)
-            except BaseException:
-                said = traceback.format_exc()
-            os.write(write, said.encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn")
+    ) as fresh:  # which has no freed memory to use again
+        said = fresh.submit(starved, tmp_path / "large.png").result()
     assert said.startswith("out of memory; nothing half-written is left"), said
 
 

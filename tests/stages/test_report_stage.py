@@ -210,6 +210,14 @@ def test_reports_of_other_classes(world):
         make()
 
 
+def test_reports_that_contradict_each_other(world):
+    table = pd.read_csv("reports/per_class.csv")
+    table.loc[1, "fcn8s"] += 0.1
+    table.to_csv("reports/per_class.csv", index=False)
+    with pytest.raises(InputError, match="reports: per_class.csv: fcn8s: not what the other reports say; run `dvc"):
+        make()
+
+
 def test_images_of_another_data_set(world):
     images = tables.read("data/evaluation/images.parquet").to_pandas()
     images["image_id"] = images["image_id"].replace("2011_000002", "2007_000002")

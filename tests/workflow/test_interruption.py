@@ -152,7 +152,7 @@ class Patient:
             (self.experiment / "dvc.lock").unlink()
             self.mended["dvc.lock"] += 1
         elif "Unable to read RWLock-file" in printed:
-            (self.experiment.parent / ".dvc/tmp/rwlock").unlink()
+            (self.experiment / ".dvc/tmp/rwlock").unlink()
             self.mended["rwlock"] += 1
         else:
             pytest.fail(printed)
