@@ -76,7 +76,7 @@ def find_windows(
     (stage 1), with them around every proposal whose IoU with an object is at least `min_iou` (stage 2). context
     "whole": without proposals, the whole image once for each class in it, so that classes can be balanced; `instance`
     is the first object of the class. Reads shard by shard: memory holds one shard of proposals and the windows found.
-    Raises InputError for an object of another class than 1 to `classes` - 1.
+    Raises InputError for an object of another class than 1 to `classes` - 1, and for shards without any image.
     """
     paths = _shards(dataset, split)
     columns = {name: [] for name in SCHEMA.names if name != "copies"}
@@ -114,6 +114,8 @@ def find_windows(
             columns["instance"].append(present[of].astype(np.int32) + 1)
             columns["class_id"].append(kinds[of])
             columns["image_id"].append(np.full(len(of), row["image_id"], object))
+    if not seen:
+        raise InputError(f"{dataset}: no image of {split}; run `dvc repro dataset`")
     return pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()}), np.concatenate(seen)
 
 

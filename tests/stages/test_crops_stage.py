@@ -125,6 +125,9 @@ def test_bad_input(world):
     (world / "proposals/train-000.parquet").unlink()
     with pytest.raises(InputError, match=r"proposals/train-000\.parquet: not a readable parquet file"):
         build("stage2")
+    tables.write("dataset/train-000.parquet", tables.read("dataset/train-000.parquet").slice(0, 0))
+    with pytest.raises(InputError, match="dataset: no image of trainaug"):
+        build("stage1")
     (world / "dataset/train-000.parquet").unlink()
     with pytest.raises(InputError, match="dataset: no shard of trainaug"):
         build("stage1")
