@@ -209,7 +209,7 @@ class Mirror:
             unreached = bool(error.args) and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
             passing = isinstance(error, (requests.ConnectionError, requests.Timeout))
             raise (Dropped if passing and (self.answers or not unreached) else Failed)(_root(error)) from None
-        except (ValueError, OverflowError, urllib3.exceptions.HTTPError) as error:  # no redirection
+        except (ValueError, OverflowError, urllib3.exceptions.HTTPError) as error:  # it redirects to what is no address
             raise Failed(f"leads nowhere: {_root(error)}") from None
         with response:
             self.answers = True

@@ -42,7 +42,7 @@ COLUMNS = ["step", "lr", "loss", "held_out_loss", "held_out_accuracy", "held_out
 class Result:
     """What a training leaves. State dicts are on the CPU; both are the last model's where no image is held out."""
 
-    best: dict[str, Tensor]  # by held-out mean IoU
+    best: dict[str, Tensor]  # by held-out mean IoU; of equal ones, by held-out loss
     last: dict[str, Tensor]
     metrics: dict[str, float]  # of `best`: step, loss, accuracy, mean_iou on held-out crops; step alone without any
     last_metrics: dict[str, float]
@@ -245,7 +245,8 @@ class Trainer:
             scores = self._validate()
             row |= {f"held_out_{name}": value for name, value in scores.items()}
             self.schedule.validated(scores["accuracy"])
-            if not self.best or scores["mean_iou"] > self.best["mean_iou"]:
+            # In the first steps background is everywhere and mean IoU always the same, while the loss falls.
+            if not self.best or _rank(scores) > _rank(self.best):
                 self.best = scores | {"step": self.step}
                 if worker.rank == 0:
                     self.best_file = self.checkpoints.save_best(self.step, _copied(self.net.state_dict()))
@@ -315,7 +316,7 @@ class Trainer:
             whole = all(row.keys() <= set(COLUMNS) and {"step", "lr", "loss"} <= row.keys() for row in rows)
             whole = whole and not any(math.isnan(number) for number in numbers)
             whole = whole and (rows or step < self.run.steps) and schedule.keys() == self.schedule.state().keys()
-            whole = whole and ({"mean_iou", "step"} <= best.keys() or not best and not saved["best_file"])
+            whole = whole and ({"loss", "mean_iou", "step"} <= best.keys() or not best and not saved["best_file"])
         except (TypeError, ValueError, AttributeError):
             whole = False
         if not whole:
@@ -357,6 +358,10 @@ class Trainer:
 
     def _curves(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=COLUMNS)
+
+
+def _rank(scores: dict[str, float]) -> tuple[float, float]:
+    return scores["mean_iou"], -scores["loss"]
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

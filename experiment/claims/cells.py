@@ -31,11 +31,12 @@ REFERENCE = "both_stages"  # the variant that the others are held against
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of stage 2 that are tried with and without batch norm, on held-out images."""
+    """Learning rates of stage 2 that each of `variants` tries, on held-out images; other variants take REFERENCE's."""
 
     steps: Annotated[int, Range(1)]
     seed: Annotated[int, Range(0)]
     tried: list[Annotated[float, Range(0)]]
+    variants: list[str]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ def load(path: str = "params.yaml") -> Claims:
     free = {name: values[name] for name in ("common", "variants")}
     claims = Claims(**free, **{name: fields.parse(kind, values[name], str(path), name)
                                for name, kind in kinds.items() if name not in free})  # fmt: skip
+    if strange := [name for name in claims.rates.variants if name not in claims.variants]:
+        raise InputError(f"{path}: rates.variants: {strange[0]} is none of variants: {', '.join(claims.variants)}")
+    if REFERENCE not in claims.rates.variants:
+        raise InputError(f"{path}: rates.variants: {REFERENCE} has to be there: the others take its rate")
     if not (Path(claims.experiment) / "params.yaml").is_file():
         raise InputError(f"{path}: experiment: {claims.experiment}: has no params.yaml; name an experiment's folder")
     return claims
@@ -187,21 +192,23 @@ def crops(cell: Cell) -> None:
 
 def variant(claims: Claims, name: str, seed: int) -> tuple[Cell, list[str]]:
     """The cell of a variant and a seed, and the stages that it trains."""
+    chosen = json.loads(Path("data/rates.json").read_text())["chosen"]
+    rate = chosen.get(name, chosen[REFERENCE])
+    trained, changes = _changes(claims, name)
+    stages = {stage: {"lr": rate} for stage in ("stage1", "stage2")}
+    return Cell(claims, f"{name}-{seed}", merged({"train": stages, "training": {"seed": seed}}, changes)), trained
+
+
+def rate(claims: Claims, name: str, lr: float) -> Cell:
+    """The cell in which a variant's stage 2 tries a learning rate."""
+    stage2 = {"lr": lr, "steps": claims.rates.steps, "validate_every": claims.rates.steps}
+    tried = {"train": {"stage2": stage2}, "training": {"seed": claims.rates.seed}}
+    return Cell(claims, f"rate-{name}-{lr:g}", merged(_changes(claims, name)[1], tried))
+
+
+def _changes(claims: Claims, name: str) -> tuple[list[str], dict]:
+    """The stages that a variant trains, and what it changes in params.yaml."""
     if name not in claims.variants:
         raise InputError(f"params.yaml: variants: has no {name}; allowed: {', '.join(claims.variants)}")
     changes = dict(claims.variants[name])
-    trained = changes.pop("trained", ["stage1", "stage2"])
-    rate = rates()["with" if normalised(claims, changes) else "without"]
-    stages = {stage: {"lr": rate} for stage in ("stage1", "stage2")}
-    changes = merged({"train": stages, "training": {"seed": seed}}, changes)
-    return Cell(claims, f"{name}-{seed}", changes), trained
-
-
-def normalised(claims: Claims, changes: dict) -> bool:
-    """Whether DeconvNet has batch norm after the changes."""
-    return merged(claims.common, changes).get("train", {}).get("batch_norm_eps", "as it was") is not None
-
-
-def rates() -> dict[str, float]:
-    """The learning rate chosen `with` and `without` batch norm."""
-    return json.loads(Path("data/rates.json").read_text())["chosen"]
+    return changes.pop("trained", ["stage1", "stage2"]), changes

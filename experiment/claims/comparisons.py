@@ -82,6 +82,7 @@ def all_of(claims: Claims, norm: str, growth: list[int], proposals: int) -> list
     vary("c", "both stages over stage 1 alone", "stage1_only")
 
     vary("d", "with batch norm over without", "no_batch_norm")
+    vary("d", "with batch norm over without, decoder started by He's rule", "no_batch_norm_he", control=True)
     vary("d", "batch norm as it is over that of 8 crops", "batch_norm_8", control=True)
     vary("d", "batch norm as it is over that of the batch", "batch_norm_all", control=True)
     add("d", "re-estimated statistics over those of training", made("deconvnet"), made("not_reestimated"), control=True)

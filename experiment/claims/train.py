@@ -1,9 +1,9 @@
 """One training of the claims, in a cell of its own (experiment/claims/cells.py): python -m experiment.claims.train ...
 
-    rate with 0.05 --out data/rates/with-0.05.json     stage 2 alone, at one learning rate, held out
-    rates --out data/rates.json                        the best rate with batch norm and without
-    train bilinear 1 --out data/models/bilinear-1.pt   a variant of DeconvNet, with a seed
-    fcn8s 1 --out data/models/fcn8s-1.pt               FCN-8s, with a seed
+    rate bilinear 0.05 --out data/rates/bilinear-0.05.json   a variant's stage 2 alone, at one learning rate, held out
+    rates --out data/rates.json                              the best rate of each variant that tried some
+    train bilinear 1 --out data/models/bilinear-1.pt         a variant of DeconvNet, with a seed
+    fcn8s 1 --out data/models/fcn8s-1.pt                     FCN-8s, with a seed
 
 A training that diverges is a result: its model file is empty, its held-out mean IoU null.
 """
@@ -12,6 +12,8 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+
+import pandas as pd
 
 from deconvnet.errors import InputError
 from deconvnet.files import whole
@@ -40,8 +42,10 @@ def keep(model: Path | None, out: Path) -> None:
         file.touch() if model is None else shutil.copyfile(model, file)
 
 
-def held_out(cell: cells.Cell, stage: str) -> float:
-    return json.loads((cell / f"reports/train_{stage}.json").read_text())["held_out"][stage]
+def held_out(cell: cells.Cell) -> dict[str, float]:
+    """Of stage 2 at its last validation: `held_out_loss`, `held_out_mean_iou`."""
+    last = pd.read_csv(cell / "reports/train_stage2.csv").dropna().iloc[-1]
+    return {name: float(last[name]) for name in ("held_out_loss", "held_out_mean_iou")}
 
 
 def main(arguments: list[str]) -> None:
@@ -52,9 +56,9 @@ def main(arguments: list[str]) -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     rate, best, one, fcn = (commands.add_parser(name) for name in ("rate", "rates", "train", "fcn8s"))
-    rate.add_argument("norm", choices=("with", "without"))
+    for command in (rate, one):
+        command.add_argument("variant")
     rate.add_argument("lr", type=float)
-    one.add_argument("variant")
     for command in (one, fcn):
         command.add_argument("seed", type=int)
     for command in (rate, best, one, fcn):
@@ -62,17 +66,14 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     claims = cells.load()
     if options.command == "rate":
-        stage2 = {"lr": options.lr, "steps": claims.rates.steps, "validate_every": claims.rates.steps}
-        changes = {"train": {"stage2": stage2}, "training": {"seed": claims.rates.seed}}
-        if options.norm == "without":
-            changes["train"]["batch_norm_eps"] = None
-        cell = cells.Cell(claims, f"rate-{options.norm}-{options.lr:g}", changes)
-        found = held_out(cell, "stage2") if train(cell, ["stage2"]) else None
-        write(options.out, {"norm": options.norm, "lr": options.lr, "held_out_mean_iou": found})
+        cell = cells.rate(claims, options.variant, options.lr)
+        found = held_out(cell) if train(cell, ["stage2"]) else dict.fromkeys(("held_out_loss", "held_out_mean_iou"))
+        write(options.out, {"variant": options.variant, "lr": options.lr} | found)
     elif options.command == "rates":
         found = [json.loads(path.read_text()) for path in sorted(options.out.with_suffix("").glob("*.json"))]
-        tried = [trial for trial in found if trial["lr"] in claims.rates.tried]  # not those of an earlier list
-        write(options.out, {"chosen": choose(tried), "tried": tried})
+        lrs, variants = claims.rates.tried, claims.rates.variants
+        tried = [one for one in found if one["lr"] in lrs and one.get("variant") in variants]  # no older ones
+        write(options.out, {"chosen": choose(tried, variants), "tried": tried})
     elif options.command == "train":
         keep(train(*cells.variant(claims, options.variant, options.seed)), options.out)
     else:
@@ -84,14 +85,14 @@ def main(arguments: list[str]) -> None:
             keep(None, options.out)
 
 
-def choose(tried: list[dict]) -> dict[str, float]:
-    """The rate of the best held-out mean IoU, with and without batch norm; of equal ones the lower."""
+def choose(tried: list[dict], variants: list[str]) -> dict[str, float]:
+    """The rate of each variant with the best held-out mean IoU; of equal ones the one with the lower held-out loss."""
     chosen = {}
-    for norm in ("with", "without"):
-        own = [trial for trial in tried if trial["norm"] == norm and trial["held_out_mean_iou"] is not None]
+    for variant in variants:
+        own = [trial for trial in tried if trial["variant"] == variant and trial["held_out_mean_iou"] is not None]
         if not own:
-            raise InputError(f"data/rates: every rate tried {norm} batch norm diverged; add lower ones to rates.tried")
-        chosen[norm] = min(own, key=lambda trial: (-trial["held_out_mean_iou"], trial["lr"]))["lr"]
+            raise InputError(f"data/rates: every rate tried for {variant} diverged; add lower ones to rates.tried")
+        chosen[variant] = min(own, key=lambda trial: (-trial["held_out_mean_iou"], trial["held_out_loss"]))["lr"]
     return chosen
 
 

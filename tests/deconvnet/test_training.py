@@ -310,6 +310,19 @@ def test_validation_sees_fresh_statistics_and_the_model_has_them(tmp_path):
     assert result.metrics["mean_iou"] == pytest.approx(summary(matrix)["mean_iou"])
 
 
+def test_of_equal_mean_ious_the_lower_loss_is_the_best(tmp_path, monkeypatch):
+    found = iter([(0.1, 2.0), (0.1, 1.0), (0.1, 1.5), (0.05, 0.5)])
+
+    def validate(trainer):
+        mean_iou, loss = next(found)
+        return {"loss": loss, "accuracy": 0.0, "mean_iou": mean_iou}
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    net = DeconvNet(Size(**SIZE), 4, 1e-5)
+    result = Trainer(net, crop_batches(tmp_path), run(steps=4, validate_every=1), WORKER, {}, tmp_path / "c").train()
+    assert result.metrics == {"mean_iou": 0.1, "loss": 1.0, "accuracy": 0.0, "step": 2}
+
+
 def test_without_held_out_images_the_last_model_is_kept(tmp_path):
     batches = crop_batches(tmp_path, fraction=0)
     settings = run(steps=4, validate_every=2, held_out=0.0)

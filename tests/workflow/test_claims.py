@@ -15,7 +15,8 @@ from deconvnet.provenance import closure
 from tests.pipeline import REPOSITORY, call, clone, repro
 
 TINY = {
-    "seeds": [1], "common": {}, "rates": {"steps": 2, "seed": 0, "tried": [0.05]},
+    "seeds": [1], "common": {},
+    "rates": {"steps": 2, "seed": 0, "tried": [0.05], "variants": ["both_stages"]},
     "variants": {
         "both_stages": {},
         # the second is of another kind than the encoder's run: it has to diverge, and that is a result
@@ -120,6 +121,8 @@ def test_every_stage_lists_the_code_that_it_runs():
         ({"seeds": ["one"]}, "params.yaml: seeds"),
         ({"measures": TINY["measures"] | {"thin": 6}}, "thin: 6 is not allowed; allowed: an odd number"),
         ({"experiment": "../nowhere"}, "params.yaml: experiment: ../nowhere: has no params.yaml"),
+        ({"rates": TINY["rates"] | {"variants": ["both_stages", "odd"]}}, "rates.variants: odd is none of"),
+        ({"rates": TINY["rates"] | {"variants": ["no_batch_norm"]}}, "rates.variants: both_stages has to be there"),
         ({"extra": 1}, "params.yaml: extra: unknown section"),
         ({"common": {"train": {"unpoling": "bilinear"}}}, "data/cells/both_stages-1/params.yaml: train.unpoling"),
     ],
@@ -129,7 +132,7 @@ def test_what_is_refused(changes, message, tmp_path):
     shutil.copy(REPOSITORY / "demo/params.yaml", tmp_path / "demo")
     folder = write_claims(tmp_path / "demo", **changes)
     (folder / "data").mkdir()
-    (folder / "data/rates.json").write_text('{"chosen": {"with": 0.1, "without": 0.1}}')
+    (folder / "data/rates.json").write_text('{"chosen": {"both_stages": 0.1}}')
     done = call(folder, "python", "-m", "experiment.claims.train", "train", "both_stages", "1", "--out", "x.pt",
                 PYTHONPATH=str(REPOSITORY))  # fmt: skip
     assert done.returncode == 1 and not (folder / "x.pt").exists()
@@ -140,11 +143,12 @@ def test_the_best_rate_is_chosen():
     from deconvnet.errors import InputError
     from experiment.claims.train import choose
 
-    def trial(norm, lr, found):
-        return {"norm": norm, "lr": lr, "held_out_mean_iou": found}
+    def trial(variant, lr, found, loss=1.0):
+        return {"variant": variant, "lr": lr, "held_out_mean_iou": found, "held_out_loss": loss}
 
-    tried = [trial("with", 0.1, 0.3), trial("with", 0.2, 0.4), trial("with", 0.4, 0.4), trial("without", 0.1, None),
-             trial("without", 0.01, 0.1)]  # fmt: skip
-    assert choose(tried) == {"with": 0.2, "without": 0.01}  # of equal ones the lower; what diverged has none
-    with pytest.raises(InputError, match="every rate tried without batch norm diverged"):
-        choose(tried[:4])
+    tried = [trial("one", 0.1, 0.3), trial("one", 0.2, 0.4), trial("one", 0.4, 0.4, 0.9), trial("two", 0.1, None),
+             trial("two", 0.01, 0.1)]  # fmt: skip
+    # of equal ones that of the lower loss; what diverged has none
+    assert choose(tried, ["one", "two"]) == {"one": 0.4, "two": 0.01}
+    with pytest.raises(InputError, match="every rate tried for two diverged"):
+        choose(tried[:4], ["one", "two"])
