@@ -16,12 +16,12 @@ from tests import pipeline
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 
-# The files that take minutes, longest first: two processes that begin with them end at about the same time. The second
-# does without `built`, which the first one makes.
+# The files that take minutes, longest first: processes that begin with them end at about the same time. The second and
+# the third do without `built`, which the first one makes.
 LONGEST = [
-    "workflow/test_graph.py", "stages/test_processes.py", "workflow/test_interruption.py",
-    "workflow/test_experiments.py", "workflow/test_cluster.py", "workflow/test_claims.py", "workflow/test_pipeline.py",
-    "workflow/test_own_data.py", "stages/test_train.py", "workflow/test_remote.py", "stages/test_origin.py",
+    "workflow/test_graph.py", "stages/test_processes.py", "workflow/test_own_data.py", "workflow/test_experiments.py",
+    "workflow/test_interruption.py", "workflow/test_cluster.py", "workflow/test_claims.py", "workflow/test_pipeline.py",
+    "stages/test_train.py", "workflow/test_remote.py", "stages/test_origin.py",
     "test_full_disk.py", "test_wheel.py", "test_fuzz.py", "stages/test_whole_images.py", "test_walkthrough.py",
 ]  # fmt: skip
 
