@@ -41,7 +41,7 @@ repro: $(VENV)  ## the paper: the whole pipeline on PASCAL VOC 2012 and SBD
 
 .PHONY: test
 test: $(VENV)  ## the tests
-	pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: lint
 lint: $(VENV)  ## style of Python and Snakemake files
