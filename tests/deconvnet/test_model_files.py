@@ -92,7 +92,10 @@ def test_vgg16_with_entries_that_are_no_tensors(tmp_path):
         ({"schedule": {}}, "its curves, its best metrics or its schedule are damaged"),
         ({"losses": [float("nan")]}, "its curves"),
         ({"best": {"mean_iou": "x"}}, "its curves"),
-        ({"best": {"loss": 1.0, "mean_iou": 0.5, "step": 1}, "best_file": "../../x"}, "names '../../x' as its best weights"),
+        (
+            {"best": {"loss": 1, "mean_iou": 0.5, "step": 1}, "best_file": "../../x"},
+            "names '../../x' as its best weights",
+        ),
     ],
 )
 def test_a_checkpoint_whose_content_does_not_hold_falls_back_to_the_one_before(tmp_path, capsys, change, said):
