@@ -350,11 +350,11 @@ def params(world: World, chance: random.Random) -> Case:
         where = chance.choice(leaves(world.params))
         if chance.random() < 0.5:
             path.write_text(yaml.safe_dump(changed(world.params, where, ...)))
+            if where[:2] in MAY_BE_MISSING:
+                damage = "another value"
         else:
             odd = chance.choice(["typo", 7, None, "x" * 9999, "\x1b"])
             path.write_text(yaml.safe_dump(changed(world.params, (*where[:-1], odd), 1)))
-        if where[:2] in MAY_BE_MISSING:
-            damage = "another value"
     else:
         damage = "another value"
         new = changed(world.params, chance.choice(leaves(world.params)), chance.choice(VALUES))
